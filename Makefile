@@ -1,0 +1,84 @@
+# Both `make demo` and `make test` work as the first command in a fresh clone.
+# VENV=path uses an environment that exists already, as it is; PYTHON=path makes .venv with that
+# Python; TORCH_INDEX= takes torch from pip's own index (with CUDA on Linux).
+
+PYTHON ?= python3
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+TORCH := $(shell grep -o '^torch==[0-9.]*' requirements/lite.txt)
+# A changed requirement changes the name of the stamp, and with it the environment.
+STAMP := $(VENV)/made-from-$(shell cat requirements/*.txt setup.py | cksum | cut -d' ' -f1)
+
+.PHONY: demo test test-fast lint format clean clean-env environment
+
+demo: environment
+	@$(BIN)/python tools/demo.py --work-dir work_dirs/demo \
+		$(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
+
+# pytest comes last, so that its summary ends the output; every check runs, whatever fails.
+test: environment
+	@failed=''; \
+	$(MAKE) --no-print-directory --keep-going lint VENV='$(VENV)' || failed="$$failed lint"; \
+	$(BIN)/python -m pytest || failed="$$failed pytest"; \
+	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
+
+test-fast: environment
+	@$(BIN)/python -m pytest -m 'not slow'
+
+LINTS := lint-ruff lint-format lint-types lint-imports lint-spelling
+.PHONY: $(LINTS)
+lint: $(LINTS)
+lint-ruff: environment
+	$(BIN)/ruff check .
+lint-format: environment
+	$(BIN)/ruff format --check .
+lint-types: environment
+	$(BIN)/mypy
+lint-imports: environment
+	$(BIN)/lint-imports
+lint-spelling: environment
+	$(BIN)/codespell
+
+format: environment
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist work_dirs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-env:
+	rm -rf .venv mmdscnet.egg-info
+
+ifeq ($(origin VENV),file)
+environment: $(STAMP)
+else
+environment:
+	@test -x '$(BIN)/python' || { \
+		echo "VENV=$(VENV) holds no bin/python: give the folder of a virtual environment, or leave VENV out to have one made" >&2; exit 1; }
+endif
+
+# The stamp is the last thing written, so an interrupted run starts again from an empty folder.
+# torch comes first and from its own index, because pip's default build brings gigabytes of CUDA.
+$(STAMP):
+	@command -v '$(PYTHON)' >/dev/null || { \
+		echo "no Python at PYTHON=$(PYTHON): install Python 3.10 or newer, or give its path as PYTHON=..." >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), and mmdscnet needs 3.10 or newer: give another as PYTHON=..." >&2; exit 1; }
+	@echo "making the environment $(VENV) (a minute or two, once)"
+	@'$(PYTHON)' -m venv --clear $(VENV) >/dev/null 2>&1 || $(MAKE) --no-print-directory venv-without-ensurepip
+	@echo "installing torch"
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 0 --timeout 30 --extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	@echo "installing the stack and the tools"
+	@$(PIP) -r requirements/lite.txt -r requirements/tests.txt -r requirements/dev.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Debian splits ensurepip from Python; the pip outside can put a pip into the environment.
+.PHONY: venv-without-ensurepip
+venv-without-ensurepip:
+	@'$(PYTHON)' -m venv --clear --without-pip $(VENV)
+	@PYTHONPATH="$$('$(PYTHON)' -c 'import pip, pathlib; print(pathlib.Path(pip.__file__).parents[1])')" \
+		$(PIP) --ignore-installed pip

@@ -1,0 +1,122 @@
+"""Loading with checks, and packing of image-level labels."""
+
+import io
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.registry import TRANSFORMS
+
+from mmdscnet.datasets.file_checks import check_image_complete
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedImage(LoadImageFromFile):
+    """Load an image and refuse a file that is missing, truncated or no image.
+
+    As the stock transform, with OpenCV's speed and in BGR, except that no truncated JPEG comes
+    through with its missing part filled with grey.
+
+    Args:
+        to_float32: Whether to convert the image to float32.
+        color_type: Flag of ``mmcv.imfrombytes``.
+        imdecode_backend: Decoding backend of ``mmcv.imfrombytes``.
+        backend_args: File backend of mmengine.
+    """
+
+    def __init__(
+        self,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        backend_args: dict | None = None,
+    ) -> None:
+        super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Read ``img_path``.
+
+        Args:
+            results: Data info with ``img_path``.
+
+        Returns:
+            The same dict with ``img`` (values in [0, 255], shape (H, W, 3)), ``img_shape`` and
+            ``ori_shape`` (H, W).
+
+        Raises:
+            FileNotFoundError: If the file is missing.
+            ValueError: If it is truncated or no image.
+        """
+        path = results['img_path']
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'image {path} is missing. Add the file, or take its id out of the split file.'
+            ) from error
+        check_image_complete(io.BytesIO(content), path)
+        image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+        if image is None:
+            raise ValueError(
+                f'image {path} cannot be decoded. Copy the file again, or take its id out of the '
+                'split file.'
+            )
+        results['img'] = image.astype(np.float32) if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedMask(LoadAnnotations):
+    """Load a mask and refuse one of another size than its image. Place it after the image."""
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        path = results['seg_map_path']
+        try:
+            super()._load_seg_map(results)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'mask {path} is missing. Add the file, or take LoadCheckedMask out of the '
+                'pipeline: training from image-level labels needs no masks.'
+            ) from error
+        size, image_size = results['gt_seg_map'].shape, results['ori_shape']
+        if size != tuple(image_size):
+            raise ValueError(
+                f'mask {path} has the shape {size} but its image {results["img_path"]} has '
+                f'{tuple(image_size)} (height, width). Give an index PNG of the size of the image.'
+            )
+
+
+@TRANSFORMS.register_module()
+class PackWSSSInputs(PackSegInputs):
+    """Pack an image for weakly supervised segmentation: as mmseg does, with image-level labels.
+
+    The labels travel in the meta information of the data sample, the only part of it that mmseg
+    hands to ``decode_head.predict``. A sample with ``gt_image_label`` is judged with labels given,
+    one without it with labels predicted.
+
+    Args:
+        with_image_label: Whether to pack ``gt_image_label`` where the data set has it.
+        **kwargs: Arguments of ``PackSegInputs``.
+    """
+
+    def __init__(self, with_image_label: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.with_image_label = with_image_label
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Pack image, masks and labels.
+
+        Args:
+            results: Output of a pipeline; ``gt_image_label`` is float32 in {0, 1}, shape (K,).
+
+        Returns:
+            ``inputs``, a tensor of shape (3, H, W), and ``data_samples``, a ``SegDataSample``.
+        """
+        packed = super().transform(results)
+        if self.with_image_label and 'gt_image_label' in results:
+            packed['data_samples'].set_metainfo({'gt_image_label': results['gt_image_label']})
+        return packed

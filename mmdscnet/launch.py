@@ -1,0 +1,145 @@
+"""What every tool does between its command line and mmengine's ``Runner``."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import distributed
+
+
+def read_run_config(
+    path: str,
+    work_dir: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> Config:
+    """Read a config and complete it with what the command line says.
+
+    Args:
+        path: File of the config.
+        work_dir: Folder for logs and checkpoints. Without it the config's own is taken, and
+            without that ``work_dirs/<name of the config>``.
+        options: Keys to overwrite, such as ``{'train_dataloader.batch_size': 4}``.
+        launcher: What started the processes: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
+
+    Returns:
+        The config, ready for a ``Runner``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the launcher needs CUDA and there is none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f'config {path!r} is not a file: give one of configs/, such as '
+            'configs/dscnet/shapes.py, seen from the current folder'
+        )
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(dict(options or {}))
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    prepare_cpu_launch(cfg)
+    return cfg
+
+
+def prepare_cpu_launch(cfg: Config) -> None:
+    """Start the process group on machines without CUDA, before mmengine's ``Runner`` would.
+
+    mmengine sets a CUDA device before it starts the process group, which a CPU build of torch
+    refuses; a group that already exists it takes as it is. This is no guard of
+    :mod:`mmdscnet.stack`, because an import must not wait for other processes. With CUDA, or
+    without a launcher, nothing happens.
+
+    Args:
+        cfg: Config of the run with its ``launcher``; its ``model_wrapper_cfg`` is set to a wrapper
+            without devices when it has none.
+
+    Raises:
+        ValueError: If there is no CUDA and the launcher is neither ``none`` nor ``pytorch``.
+    """
+    if cfg.launcher == 'none' or torch.cuda.is_available():
+        return
+    if cfg.launcher != 'pytorch':
+        raise ValueError(
+            f'launcher={cfg.launcher!r} needs CUDA, and torch finds none: '
+            'on CPU start the processes with tools/dist_train.sh or tools/dist_test.sh'
+        )
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    if not distributed.is_initialized():
+        if 'WORLD_SIZE' not in os.environ:
+            raise ValueError(
+                "launcher='pytorch' needs the environment that torchrun sets, and WORLD_SIZE is "
+                'not set: start the processes with tools/dist_train.sh or tools/dist_test.sh'
+            )
+        distributed.init_process_group('gloo')
+
+
+def enable_amp(cfg: Config) -> None:
+    """Switch a config to mixed precision.
+
+    Args:
+        cfg: Config of the run; its ``optim_wrapper`` is changed in place.
+
+    Raises:
+        ValueError: If there is no CUDA, or the config has an optimizer wrapper of another kind.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError(
+            '--amp needs CUDA, and torch finds none: leave the flag out to train in float32'
+        )
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(
+            f"--amp replaces optim_wrapper.type 'OptimWrapper', and the config has {kind!r}: "
+            "leave the flag out, or set the type to 'AmpOptimWrapper' in the config"
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def enable_test_time_augmentation(cfg: Config) -> None:
+    """Let tests run over the scales and flips of the config's ``tta_pipeline``.
+
+    Args:
+        cfg: Config of the run; its model and the pipelines of its ``test_dataloader`` and, where
+            it has one, ``val_dataloader`` are changed in place.
+
+    Raises:
+        ValueError: If the config says nothing about test-time augmentation.
+    """
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise ValueError(
+            f'--tta needs {" and ".join(missing)} in the config: '
+            'add them, or leave the flag out to test at one scale'
+        )
+    for loader in ('val_dataloader', 'test_dataloader'):
+        if cfg.get(loader) is not None:
+            cfg[loader].dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model
+
+
+def check_checkpoint(path: str) -> None:
+    """Check that a checkpoint exists, before anything slow is built.
+
+    Args:
+        path: A file, or an address with a scheme such as ``https://``, which is not checked.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if '://' not in path and not Path(path).is_file():
+        raise FileNotFoundError(
+            f'checkpoint {path!r} is not a file: training writes checkpoints to its work_dir, and '
+            'the file last_checkpoint there names the newest'
+        )

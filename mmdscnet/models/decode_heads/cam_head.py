@@ -1,0 +1,263 @@
+"""The plain CAM head: the baseline, and what DSCHead extends."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from mmdscnet.functional.cam import (
+    background_score,
+    image_scores,
+    normalize_cams,
+    predict_image_labels,
+)
+
+
+@MODELS.register_module()
+class CAMHead(BaseModule):
+    """Classify the image by a 1x1 convolution whose maps are the CAMs.
+
+    Takes the place of any ``decode_head`` in mmseg's ``EncoderDecoder``. Trains on
+    ``gt_image_label`` of the data samples alone (mean of the multi-label soft margin losses). What
+    it predicts are the scores [background, CAMs], so that mmseg's argmax is the pseudo label.
+    DSCNet, arXiv:2405.04913, Eq. 1.
+
+    At inference the classes are those of ``gt_image_label`` where the samples have one (the
+    papers' protocol), otherwise those that the head itself predicts.
+
+    Args:
+        in_channels: Channels of the feature map, D.
+        num_classes: Classes with background, K + 1.
+        in_index: Which of the backbone's outputs to use.
+        dropout_ratio: Share of channels dropped before the classifier, in [0, 1).
+        bg_thr: Background score of the pseudo labels, in [0, 1).
+        bg_alpha: Exponent of the power rule that replaces ``bg_thr``.
+        score_thr: Probability above which a predicted class counts as present, in [0, 1].
+        align_corners: How maps are resized, as in mmseg.
+        init_cfg: Initialisation, as in mmengine.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        in_index: int = -1,
+        dropout_ratio: float = 0.0,
+        bg_thr: float = 0.25,
+        bg_alpha: float | None = None,
+        score_thr: float = 0.5,
+        align_corners: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg or dict(type='Normal', std=0.01, layer='Conv2d'))
+        if num_classes < 2:
+            raise ValueError(
+                f'num_classes={num_classes} must count the background and at least one class'
+            )
+        self.in_index = in_index
+        self.num_classes = num_classes
+        self.out_channels = num_classes
+        self.bg_thr = bg_thr
+        self.bg_alpha = bg_alpha
+        self.score_thr = score_thr
+        self.align_corners = align_corners
+        self.dropout = nn.Dropout2d(dropout_ratio)
+        self.classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
+
+    def forward(self, feats: Sequence[Tensor], image_labels: Tensor | None = None) -> Tensor:
+        """Compute the evidence from which the head's CAMs are made.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K); None to predict them.
+
+        Returns:
+            Class evidence, unbounded, shape (N, K, h, w).
+        """
+        return self.plain_evidence(feats, image_labels)
+
+    def plain_evidence(self, feats: Sequence[Tensor], image_labels: Tensor | None = None) -> Tensor:
+        """Apply the 1x1 classifier of Eq. 1.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            image_labels: Not used; heads that refine the CAMs need it.
+
+        Returns:
+            Class evidence, unbounded, shape (N, K, h, w).
+        """
+        return self.classifier(self.dropout(feats[self.in_index]))
+
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: list[SegDataSample], train_cfg: Any
+    ) -> dict[str, Tensor]:
+        """Compute the losses of a batch from its image-level labels.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            data_samples: Samples with ``gt_image_label``, (K,) values in {0, 1}.
+            train_cfg: Not used; mmseg passes it.
+
+        Returns:
+            ``loss_cls``, a scalar.
+
+        Raises:
+            ValueError: If a sample has no image-level label, or one of another class count.
+        """
+        image_labels = self.stack_image_labels([sample.metainfo for sample in data_samples])
+        if image_labels is None:
+            raise ValueError(
+                'the training samples have no gt_image_label: give the data set image_labels=... '
+                'and end its pipeline with PackWSSSInputs'
+            )
+        return self.loss_by_image_labels(feats, image_labels)
+
+    def loss_by_image_labels(
+        self, feats: Sequence[Tensor], image_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute the losses from tensors.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            ``loss_cls``, a scalar.
+        """
+        return dict(loss_cls=classification_loss(self.forward(feats), image_labels))
+
+    def predict(self, feats: Sequence[Tensor], img_metas: list[dict], test_cfg: Any) -> Tensor:
+        """Score background and classes at every pixel of the input.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            img_metas: Meta information of the images; ``gt_image_label`` where labels are given.
+            test_cfg: The segmentor's; ``cam_output='logits'`` asks for the unbounded evidence
+                under an all-zero background channel, to be merged over scales and flips;
+                ``refine=False`` for the plain CAMs of a head that refines them.
+
+        Returns:
+            Scores in [0, 1], background first, at the size of the input, shape (N, K + 1, H, W).
+
+        Raises:
+            ValueError: If the segmentor cuts the image into windows.
+        """
+        test_cfg = test_cfg or {}
+        if test_cfg.get('mode') == 'slide':
+            raise ValueError(
+                "test_cfg.mode='slide' would normalise the CAMs of each window to its own peak: "
+                "use mode='whole'"
+            )
+        image_labels = self.stack_image_labels(img_metas)
+        if image_labels is None:
+            image_labels = self.predict_labels(self.plain_evidence(feats))
+        evidence = self.forward if test_cfg.get('refine', True) else self.plain_evidence
+        cam_logits = F.interpolate(
+            evidence(feats, image_labels).float(),
+            size=tuple(img_metas[0].get('pad_shape', img_metas[0]['img_shape'])[:2]),
+            mode='bilinear',
+            align_corners=self.align_corners,
+        )
+        if test_cfg.get('cam_output') == 'logits':
+            return F.pad(cam_logits, (0, 0, 0, 0, 1, 0))
+        return self.score_maps(cam_logits, image_labels)
+
+    def predict_labels(self, cam_logits: Tensor) -> Tensor:
+        """Choose the classes of images without a label.
+
+        Args:
+            cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+
+        Returns:
+            Image-level labels in {0, 1}, at least one class an image, shape (N, K).
+        """
+        return predict_image_labels(image_scores(cam_logits), self.score_thr)
+
+    def score_maps(self, cam_logits: Tensor, image_labels: Tensor) -> Tensor:
+        """Turn class evidence into the scores whose argmax is the pseudo label.
+
+        Args:
+            cam_logits: Class evidence, unbounded, shape (N, K, H, W).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            Scores in [0, 1], background first, shape (N, K + 1, H, W).
+        """
+        cams = normalize_cams(cam_logits, image_labels)
+        return torch.cat([background_score(cams, self.bg_thr, self.bg_alpha), cams], dim=1)
+
+    def stack_image_labels(self, img_metas: list[dict]) -> Tensor | None:
+        """Collect the image-level labels of a batch.
+
+        Args:
+            img_metas: Meta information of the images.
+
+        Returns:
+            Labels in {0, 1} on the head's device, shape (N, K); None if no image has one.
+
+        Raises:
+            ValueError: If only some images have a label, or one has another class count.
+        """
+        if not any('gt_image_label' in meta for meta in img_metas):
+            return None
+        for meta in img_metas:
+            self.check_image_label(meta)
+        labels = np.stack([meta['gt_image_label'] for meta in img_metas])
+        stacked = torch.from_numpy(labels.astype(np.float32))
+        return stacked.to(self.classifier.weight.device, non_blocking=True)
+
+    def check_image_label(self, img_meta: dict) -> None:
+        """Check that an image has a label, and one that fits the head.
+
+        Args:
+            img_meta: Meta information of the image.
+
+        Raises:
+            ValueError: If it has no label or one of another class count.
+        """
+        image = img_meta.get('img_path', 'an image')
+        label = img_meta.get('gt_image_label')
+        if label is None:
+            raise ValueError(
+                f'{image} has no gt_image_label but others of its batch have: label all images of '
+                'the data set or none'
+            )
+        if len(label) != self.num_classes - 1:
+            raise ValueError(
+                f'{image} has an image-level label of {len(label)} classes, the head expects '
+                f'{self.num_classes - 1}: set model.decode_head.num_classes={len(label) + 1} '
+                '(background counts)'
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Refuse a checkpoint of another class count, which mmengine would load in part."""
+        weight = state_dict.get(f'{prefix}classifier.weight')
+        if weight is not None and len(weight) != self.num_classes - 1:
+            raise ValueError(
+                f'the checkpoint has {len(weight)} foreground classes ({prefix}classifier), the '
+                f'model {self.num_classes - 1}: set model.decode_head.num_classes='
+                f'{len(weight) + 1}, or load the backbone only (init_cfg=dict(type="Pretrained", '
+                'checkpoint=..., prefix="backbone."))'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def classification_loss(cam_logits: Tensor, image_labels: Tensor) -> Tensor:
+    """Compare image scores with image-level labels.
+
+    Args:
+        cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+        image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+    Returns:
+        Multi-label soft margin loss, a scalar.
+    """
+    return F.multilabel_soft_margin_loss(image_scores(cam_logits), image_labels)

@@ -1,0 +1,292 @@
+"""The DSCNet head: the plain CAM head plus the two contrasts and the dual stream."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from mmdscnet.functional.cam import normalize_cams
+from mmdscnet.functional.dual_stream import read_class_nodes
+from mmdscnet.functional.gather import gather_images, own_images
+from mmdscnet.functional.pixel_groups import group_pixels
+from mmdscnet.functional.pseudo_label import average_labelled_pixels, make_pseudo_labels
+from mmdscnet.functional.semantic_graph import (
+    group_class_probabilities,
+    make_class_nodes,
+    make_class_profiles,
+    pass_messages,
+)
+from mmdscnet.models.decode_heads.cam_head import CAMHead, classification_loss
+
+
+class ImageContext(NamedTuple):
+    """What the images of a batch tell each other; slot 0 is the background, slot k class k.
+
+    Attributes:
+        groups: Group embeddings P, shape (N, A, E).
+        valid: Whether the image has this class, bool, shape (N, A).
+        probabilities: Class probabilities of the groups, M, shape (N, A, A).
+        keys: Mean embedding of the pixels of each pseudo label, shape (N, A, E).
+        key_valid: Whether any pixel carries the label, bool, shape (N, A).
+    """
+
+    groups: Tensor
+    valid: Tensor
+    probabilities: Tensor
+    keys: Tensor
+    key_valid: Tensor
+
+
+@MODELS.register_module()
+class DSCHead(CAMHead):
+    """Refine the CAMs by what the images of the batch have in common.
+
+    The stations follow the paper's figure: pixel groups and their contrast (PGCL), class nodes on a
+    graph over the batch and their contrast (SGCL), the dual stream through which pixels read the
+    nodes, and a second classifier on the enriched features. DSCNet, arXiv:2405.04913, Eq. 4 to 13.
+
+    The ablations of Table IV: M0 is :class:`CAMHead`; M1 has only ``pgcl``, M2 only ``sgcl``,
+    M3 both; M4 also ``dual_stream``. Without the dual stream the CAMs are the plain ones.
+
+    At inference the graph of an image holds its own nodes and the class memory, so that its CAMs
+    do not depend on its batch mates.
+
+    Note:
+        The refined classifier is written as the sum of two 1x1 convolutions, one on the features
+        and one on the enriched pixels: the same function as one on their concatenation (Eq. 11).
+        The first starts as a copy of the CAM classifier and the second at zero, so that training
+        starts from the baseline.
+
+    Args:
+        in_channels: Channels of the feature map, D.
+        num_classes: Classes with background, A = K + 1.
+        pgcl: Config of the group contrast; None leaves it out.
+        sgcl: Config of the graph contrast; None leaves it out.
+        dual_stream: Whether to refine the CAMs (Eq. 10 to 12).
+        embed_channels: Channels of the embeddings, E.
+        temperature: Divisor of the cosine similarity in the graph and the dual stream, positive.
+        memory_momentum: Share of the class memory that a step keeps, in [0, 1).
+        kwargs: As for :class:`CAMHead`.
+    """
+
+    contrast_scale = 1.0
+    """Factor of both contrasts, set by ``ContrastWarmupHook``."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        pgcl: dict | None = None,
+        sgcl: dict | None = None,
+        dual_stream: bool = True,
+        embed_channels: int = 128,
+        temperature: float = 0.1,
+        memory_momentum: float = 0.95,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_channels, num_classes, **kwargs)
+        if not (pgcl or sgcl or dual_stream):
+            raise ValueError(
+                'DSCHead without pgcl, sgcl and dual_stream is CAMHead: use type="CAMHead"'
+            )
+        if temperature <= 0:
+            raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
+        if not 0 <= memory_momentum < 1:
+            raise ValueError(f'memory_momentum={memory_momentum} must lie in [0, 1)')
+        self.pgcl = MODELS.build(pgcl) if pgcl else None
+        self.sgcl = MODELS.build(sgcl) if sgcl else None
+        self.temperature = temperature
+        self.memory_momentum = memory_momentum
+        self.projection = nn.Conv2d(in_channels, embed_channels, 1)
+        self.has_graph = bool(sgcl or dual_stream)
+        if self.has_graph:
+            self.message = nn.Linear(embed_channels, embed_channels)
+        self.dual_stream = dual_stream
+        if dual_stream:
+            self.refined_classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
+            self.enriched_classifier = nn.Conv2d(embed_channels, num_classes - 1, 1, bias=False)
+        self.register_buffer('memory', torch.zeros(num_classes, embed_channels))
+        self.register_buffer('memory_valid', torch.zeros(num_classes, dtype=torch.bool))
+
+    def init_weights(self) -> None:
+        """Start the refined CAMs from the CAMs."""
+        super().init_weights()
+        nn.init.kaiming_normal_(self.projection.weight, nonlinearity='linear')
+        if self.dual_stream:
+            self.refined_classifier.weight.data.copy_(self.classifier.weight.data)
+            self.enriched_classifier.weight.data.zero_()
+
+    def forward(self, feats: Sequence[Tensor], image_labels: Tensor | None = None) -> Tensor:
+        """Compute the evidence from which the refined CAMs are made, each image on its own.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K); None to predict them.
+
+        Returns:
+            Class evidence, unbounded, shape (N, K, h, w).
+        """
+        feat = self.dropout(feats[self.in_index])
+        cam_logits = self.classifier(feat)
+        if not self.dual_stream:
+            return cam_logits
+        if image_labels is None:
+            image_labels = self.predict_labels(cam_logits)
+        embeddings = self.projection(feat)
+        own = self.describe_images(embeddings, cam_logits, image_labels)
+        images = len(feat)
+        only_self_and_memory = torch.eye(images, images + 1, dtype=torch.bool, device=feat.device)
+        only_self_and_memory[:, -1] = True
+        nodes = self.make_nodes(own, only_self_and_memory)
+        return self.refine(feat, embeddings, own, nodes)
+
+    def loss_by_image_labels(
+        self, feats: Sequence[Tensor], image_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute the objective, Eq. 13, over the global batch.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            ``loss_cls``, a scalar; where configured ``loss_pgcl``, ``loss_sgcl`` and, with the dual
+            stream, ``loss_cls_refined``.
+        """
+        feat = self.dropout(feats[self.in_index])
+        cam_logits = self.classifier(feat)
+        losses = dict(loss_cls=classification_loss(cam_logits, image_labels))
+        embeddings = self.projection(feat)
+        own = self.describe_images(embeddings, cam_logits, image_labels)
+        batch = gather_context(own)
+        memory = self.memory[None], self.memory_valid[None]
+        if self.pgcl is not None:
+            contrast = self.pgcl(batch.groups, batch.valid, *memory)
+            losses[self.pgcl.loss_name] = self.contrast_scale * contrast
+        if self.has_graph:
+            images = len(batch.groups)
+            everything = torch.ones(images, images + 1, dtype=torch.bool, device=feat.device)
+            nodes = self.make_nodes(batch, everything)
+        if self.sgcl is not None:
+            contrast = self.sgcl(nodes, batch.valid, batch.keys, batch.key_valid, *memory)
+            losses[self.sgcl.loss_name] = self.contrast_scale * contrast
+        if self.dual_stream:
+            refined_logits = self.refine(feat, embeddings, own, own_images(nodes))
+            losses['loss_cls_refined'] = classification_loss(refined_logits, image_labels)
+        self.update_memory(batch)
+        return losses
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Start the refined CAMs from the plain ones of a CAMHead's checkpoint."""
+        plain, refined = f'{prefix}classifier.weight', f'{prefix}refined_classifier.weight'
+        if self.dual_stream and plain in state_dict and refined not in state_dict:
+            state_dict[refined] = state_dict[plain]
+            enriched = torch.zeros_like(self.enriched_classifier.weight)
+            state_dict[f'{prefix}enriched_classifier.weight'] = enriched
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def describe_images(
+        self, embeddings: Tensor, cam_logits: Tensor, image_labels: Tensor
+    ) -> ImageContext:
+        """Sum each image up by its groups and its pseudo-labelled regions (Eq. 2, 4, 5, 8).
+
+        Args:
+            embeddings: Pixel embeddings z, shape (N, E, h, w).
+            cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            The context that each image gives to the others.
+        """
+        cams = normalize_cams(cam_logits.detach(), image_labels)
+        groups = group_pixels(embeddings, cams, image_labels)
+        pseudo_labels = make_pseudo_labels(cams, self.bg_thr, self.bg_alpha)
+        keys, key_valid = average_labelled_pixels(embeddings, pseudo_labels, self.num_classes)
+        probabilities = group_class_probabilities(cam_logits, groups.group_ids, groups.valid)
+        return ImageContext(groups.embeddings, groups.valid, probabilities, keys, key_valid)
+
+    def make_nodes(self, images: ImageContext, visible: Tensor) -> Tensor:
+        """Build the class nodes and pass messages over the graph once (Eq. 8).
+
+        Args:
+            images: Context of the images.
+            visible: Which of the images, and of the memory as the last, each image may attend to,
+                bool, shape (N, N + 1).
+
+        Returns:
+            Class nodes with the messages added, shape (N, A, E).
+        """
+        nodes = make_class_nodes(images.groups, images.probabilities)
+        profiles = make_class_profiles(images.probabilities)
+        one_class_each = torch.eye(self.num_classes, dtype=profiles.dtype, device=profiles.device)
+        messages = pass_messages(
+            nodes,
+            profiles,
+            torch.cat([nodes, self.memory[None].to(nodes.dtype)]),
+            torch.cat([profiles, one_class_each[None]]),
+            torch.cat([images.valid, self.memory_valid[None]]),
+            visible,
+            self.temperature,
+        )
+        return nodes + self.message(messages)
+
+    def refine(
+        self, feat: Tensor, embeddings: Tensor, images: ImageContext, nodes: Tensor
+    ) -> Tensor:
+        """Classify the features once more, enriched by the dual stream (Eq. 10, 11).
+
+        Args:
+            feat: Features, shape (N, D, h, w).
+            embeddings: Pixel embeddings z, shape (N, E, h, w).
+            images: Context of the images.
+            nodes: Their class nodes, shape (N, A, E).
+
+        Returns:
+            Refined class evidence, unbounded, shape (N, K, h, w).
+        """
+        enriched = read_class_nodes(
+            embeddings, images.groups, nodes, images.valid, self.temperature
+        )
+        return self.refined_classifier(feat) + self.enriched_classifier(enriched)
+
+    @torch.no_grad()
+    def update_memory(self, batch: ImageContext) -> None:
+        """Move the class memory towards the class nodes of the global batch.
+
+        Args:
+            batch: Context of the global batch; the same on every rank, and so is the memory.
+        """
+        nodes = make_class_nodes(batch.groups, batch.probabilities)
+        count = batch.valid.sum(dim=0).unsqueeze(1)
+        mean = (nodes * batch.valid.unsqueeze(2)).sum(dim=0) / count.clamp_min(1)
+        kept = self.memory_momentum * self.memory_valid.unsqueeze(1)
+        moved = kept * self.memory + (1 - kept) * mean
+        self.memory.copy_(torch.where(count > 0, moved, self.memory))
+        self.memory_valid.logical_or_(count.squeeze(1) > 0)
+
+
+def gather_context(own: ImageContext) -> ImageContext:
+    """Join the contexts of all ranks, in one collective.
+
+    Args:
+        own: Context of this rank's images.
+
+    Returns:
+        Context of the global batch, with gradient to every rank.
+    """
+    columns = [
+        own.groups,
+        own.keys,
+        own.probabilities,
+        own.valid.unsqueeze(2).to(own.groups.dtype),
+        own.key_valid.unsqueeze(2).to(own.groups.dtype),
+    ]
+    widths = [column.shape[2] for column in columns]
+    groups, keys, probabilities, valid, key_valid = gather_images(torch.cat(columns, dim=2)).split(
+        widths, dim=2
+    )
+    return ImageContext(groups, valid[..., 0] > 0, probabilities, keys, key_valid[..., 0] > 0)

@@ -1,0 +1,46 @@
+"""Pixel-wise group contrast."""
+
+import torch
+from mmseg.registry import MODELS
+from torch import Tensor
+
+from mmdscnet.functional.contrast import class_contrast
+from mmdscnet.models.losses.contrast_loss import ContrastLoss
+
+
+@MODELS.register_module()
+class PGCLLoss(ContrastLoss):
+    """Pixel-wise group contrast: a class's pixel group against the groups of other images.
+
+    DSCNet, arXiv:2405.04913, Eq. 6 and 7.
+
+    Args:
+        temperature: Divisor of the cosine similarity, positive.
+        loss_weight: Weight in the objective: alpha of Eq. 13.
+        loss_name: Key in the log, begins with ``loss_``.
+    """
+
+    def __init__(
+        self, temperature: float = 0.1, loss_weight: float = 0.6, loss_name: str = 'loss_pgcl'
+    ) -> None:
+        super().__init__(temperature, loss_weight, loss_name)
+
+    def forward(
+        self, groups: Tensor, valid: Tensor, memory: Tensor, memory_valid: Tensor
+    ) -> Tensor:
+        """Contrast the groups of the global batch with each other and with the class memory.
+
+        Args:
+            groups: Group embeddings, shape (N, A, E).
+            valid: Whether the image has this group, bool, shape (N, A).
+            memory: Class memory, as one more key image, shape (1, A, E).
+            memory_valid: Whether the memory holds the class, bool, shape (1, A).
+
+        Returns:
+            The weighted loss, a scalar.
+        """
+        keys, key_valid = torch.cat([groups, memory]), torch.cat([valid, memory_valid])
+        loss = class_contrast(
+            groups, valid, keys, key_valid, self.temperature, own_image_is_positive=False
+        )
+        return self.loss_weight * loss

@@ -1,0 +1,150 @@
+"""Guards that make MMSegmentation's stack work where it would not by itself.
+
+Stock MMSegmentation was released for older versions of torch, mmcv and pip. Each guard mends one
+thing that fails today, and does nothing on a stack that does not need it. ``import mmdscnet``
+calls :func:`prepare` before it imports anything of ``mmseg``.
+
+setuptools needs no guard here: mmengine 0.10.7 imports ``pkg_resources``, which setuptools 81
+dropped, so the requirements files pin ``setuptools<81``.
+"""
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+_REQUIRED = ('mmengine', 'mmcv', 'mmseg')
+_HISTORY_METHODS = ('min', 'max', 'mean', 'current')
+
+
+def prepare() -> None:
+    """Run every guard that importing the package needs. Calling it again changes nothing.
+
+    Raises:
+        ImportError: If mmengine, mmcv or mmseg is not installed.
+    """
+    require_openmmlab()
+    install_mmcv_ops_stand_in()
+    allow_checkpoint_globals()
+    register_package_names()
+
+
+def require_openmmlab() -> None:
+    """Check that the packages are there which ``setup.py`` must not name.
+
+    The stock distributions and the maintained forks install the same import names and overwrite
+    each other's files, so pip cannot be told to bring either.
+
+    Raises:
+        ImportError: If mmengine, mmcv or mmseg is not installed.
+    """
+    missing = [name for name in _REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'mmdscnet needs {", ".join(missing)}, which pip does not bring by itself: '
+            'run `pip install -r requirements/lite.txt` in a clone of mmdscnet, or see its README'
+        )
+
+
+class _MissingOps(ModuleType):
+    """A module whose every public attribute is a function that raises when it is called."""
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        if name.startswith('_'):
+            raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
+
+        def missing_op(*args: object, **kwargs: object) -> NoReturn:
+            raise NotImplementedError(
+                f'mmcv op {name!r} needs the compiled mmcv, and only its pure Python part is '
+                'installed: run `pip uninstall mmcv-lite` and then '
+                "`pip install --no-build-isolation 'mmcv==2.1.0'`"
+            )
+
+        return missing_op
+
+
+def install_mmcv_ops_stand_in() -> None:
+    """Let ``mmseg.models`` be imported without mmcv's compiled operators.
+
+    mmseg imports every model, and some of them look up operators of ``mmcv._ext`` on import. The
+    stand-in postpones the error to the call of an operator. With a compiled mmcv nothing happens.
+    """
+    if 'mmcv._ext' in sys.modules or importlib.util.find_spec('mmcv._ext') is not None:
+        return
+    module = _MissingOps('mmcv._ext')
+    # find_spec raises for a loaded module without a spec, and mmcv.utils.check_ops_exist reads a
+    # spec without a loader as "no operators", which is the truth.
+    module.__spec__ = ModuleSpec('mmcv._ext', loader=None)
+    sys.modules['mmcv._ext'] = module
+
+
+def get_history_method(owner: object, name: str) -> Any:
+    """Stand for ``getattr`` in a checkpoint, for the methods of mmengine's log history only.
+
+    Args:
+        owner: The object of which the checkpoint asks an attribute.
+        name: The attribute.
+
+    Returns:
+        The method of ``HistoryBuffer``.
+
+    Raises:
+        UnpicklingError: If anything else is asked for, as a harmful checkpoint would.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
+        raise UnpicklingError(
+            f'the checkpoint asks for attribute {name!r} of {owner!r}, which no checkpoint of '
+            'mmengine needs: load it only if you trust its author, with '
+            '`torch.load(..., weights_only=False)`, and save its state_dict again'
+        )
+    return getattr(HistoryBuffer, name)
+
+
+def allow_checkpoint_globals() -> None:
+    """Let ``torch.load(weights_only=True)`` read what mmengine writes into a checkpoint.
+
+    Since torch 2.6 only tensors and plain Python types load by default. A training checkpoint
+    also holds numpy numbers and mmengine's log history, which pickles its methods through
+    ``getattr``. Exactly these are admitted. Older versions of torch are left alone.
+    """
+    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    if version < (2, 6):
+        return
+    from mmengine.logging import HistoryBuffer
+
+    reconstruct = np.empty(0).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    numeric_codes = np.typecodes['All'].translate({ord(code): None for code in 'OSUVMm'})
+    allowed: list[Any] = [HistoryBuffer, np.ndarray, np.dtype]
+    allowed += sorted({type(np.dtype(code)) for code in '?' + numeric_codes}, key=str)
+    # numpy 2 renamed numpy.core to numpy._core; checkpoints of both are around.
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        allowed += [(reconstruct, f'{module}._reconstruct'), (scalar, f'{module}.scalar')]
+    allowed.append((get_history_method, 'builtins.getattr'))
+    torch.serialization.add_safe_globals(allowed)
+
+
+def register_package_names() -> None:
+    """Tell mmengine where the configs of this package and of the installed forks are.
+
+    ``_base_ = 'mmseg::...'`` looks for the distribution that a table names. Our own entry is a
+    dotted module, because its folder is found in a wheel, in an editable install and on
+    ``PYTHONPATH`` alike. The entries of forks, whose distributions carry another name, are set to
+    what is installed.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    MODULE2PACKAGE['mmdscnet'] = 'mmdscnet.version'
+    distributions = importlib.metadata.packages_distributions()
+    for module in MODULE2PACKAGE.keys() & distributions.keys() - {'mmdscnet'}:
+        if MODULE2PACKAGE[module] not in distributions[module]:
+            MODULE2PACKAGE[module] = distributions[module][0]

@@ -1,0 +1,193 @@
+"""Every config of the repository, without its data and its weights."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, VISUALIZERS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+from mmseg.structures import SegDataSample
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / 'configs'
+PATHS = sorted(
+    path.relative_to(CONFIG_DIR).as_posix()
+    for path in CONFIG_DIR.rglob('*.py')
+    if '_base_' not in path.relative_to(CONFIG_DIR).parts
+)
+SPLITS = ('train', 'val', 'test')
+CONTRASTS = dict(m1={'pgcl'}, m2={'sgcl'}, m3={'pgcl', 'sgcl'}, m4={'pgcl', 'sgcl'})
+
+
+def parent_of(name):
+    """Config that a variant changes, or None for one that is made of building blocks."""
+    for node in ast.parse((CONFIG_DIR / name).read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            bases = ast.literal_eval(node.value)
+            bases = [bases] if isinstance(bases, str) else bases
+            paths = [(CONFIG_DIR / name).parent.joinpath(base).resolve() for base in bases]
+            parents = [path for path in paths if CONFIG_DIR / '_base_' not in path.parents]
+            assert len(parents) < 2, f'{name} has several parents'
+            return parents[0].relative_to(CONFIG_DIR).as_posix() if parents else None
+    return None
+
+
+def ablation_of(name):
+    """Row of Table IV: the end of the file's name, or else the folder."""
+    ending = Path(name).stem.rpartition('_')[2]
+    return ending if ending in CONTRASTS else dict(cam='m0', dscnet='m4').get(Path(name).parts[0])
+
+
+VARIANTS = [path for path in PATHS if parent_of(path)]
+
+
+def read(name):
+    cfg = Config.fromfile(CONFIG_DIR / name)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def drop_weights(cfg):
+    """Switch pretrained weights off, wherever they are named."""
+    if isinstance(cfg, dict):
+        if isinstance(cfg.get('init_cfg'), dict) and cfg['init_cfg']['type'] == 'Pretrained':
+            cfg['init_cfg'] = None
+        cfg.pop('pretrained', None)
+        for value in cfg.values():
+            drop_weights(value)
+
+
+def build_model(cfg):
+    drop_weights(cfg.model)
+    return MODELS.build(cfg.model)
+
+
+def foreground_of(dataset):
+    """Number of foreground classes of a data set that is not read from disk."""
+    metainfo = dataset.get('metainfo') or DATASETS.get(dataset.type).METAINFO
+    return len(metainfo['classes']) - 1
+
+
+@pytest.fixture(params=PATHS)
+def cfg(request):
+    return read(request.param)
+
+
+def test_configs_are_found():
+    assert {'cam/shapes.py', 'dscnet/shapes.py'} <= set(PATHS)
+    assert {'cam/voc_animals.py', 'dscnet/voc_animals.py'} <= set(PATHS)
+    assert 'dscnet/shapes.py' in VARIANTS
+
+
+def test_model_takes_a_step_for_the_classes_of_its_data(cfg):
+    foreground = foreground_of(cfg.train_dataloader.dataset)
+    cfg.model.data_preprocessor.size = (64, 64)
+    model = build_model(cfg)
+    sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+    sample.set_metainfo(dict(gt_image_label=np.ones(foreground, dtype=np.float32)))
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.uint8))
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    batch = dict(inputs=[image, image.flip(2)], data_samples=[sample, sample.clone()])
+    model.train()
+    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    for name, parameter in model.named_parameters():
+        # DistributedDataParallel waits for the gradient of every parameter that wants one.
+        assert not parameter.requires_grad or parameter.grad is not None, name
+
+
+def test_pipelines_build(cfg):
+    pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in SPLITS]
+    pipelines += [cfg.tta_pipeline] if 'tta_pipeline' in cfg else []
+    for pipeline in pipelines:
+        assert Compose([TRANSFORMS.build(step) for step in pipeline]).transforms
+
+
+def test_training_reads_no_masks(cfg):
+    steps = {step.type for step in cfg.train_dataloader.dataset.pipeline}
+    assert not {'LoadCheckedMask', 'LoadAnnotations'} & steps
+
+
+def test_data_sets_agree_on_the_classes(cfg):
+    datasets = [cfg[f'{split}_dataloader'].dataset for split in SPLITS]
+    assert {foreground_of(dataset) for dataset in datasets} == {
+        cfg.model.decode_head.num_classes - 1
+    }
+
+
+def test_test_time_augmentation_builds(cfg):
+    if 'tta_model' not in cfg:
+        pytest.skip('no tta_model in this config')
+    drop_weights(cfg.model)
+    model = MODELS.build(dict(cfg.tta_model, module=cfg.model))
+    assert model.module.decode_head.num_classes == cfg.model.decode_head.num_classes
+
+
+def test_samplers_build(cfg):
+    class Labelled(list):
+        def get_image_labels(self):
+            return np.eye(foreground_of(cfg.train_dataloader.dataset), dtype=np.float32)
+
+    data = Labelled(range(foreground_of(cfg.train_dataloader.dataset)))
+    for split in SPLITS:
+        sampler = cfg[f'{split}_dataloader'].sampler
+        built = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=data, seed=0))
+        assert next(iter(built)) in data
+
+
+def test_evaluators_and_visualizer_build(cfg, tmp_path):
+    for split in ('val', 'test'):
+        metrics = cfg[f'{split}_evaluator']
+        for metric in metrics if isinstance(metrics, list) else [metrics]:
+            METRICS.build(metric)
+    if 'visualizer' in cfg:
+        VISUALIZERS.build(dict(cfg.visualizer, save_dir=str(tmp_path)))
+
+
+def test_hooks_build(cfg):
+    hooks = [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]
+    assert all(isinstance(HOOKS.build(hook), Hook) for hook in hooks)
+
+
+def test_optimizer_and_schedule_build(cfg):
+    model = build_model(cfg)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    tuned = {id(p) for group in wrapper.optimizer.param_groups for p in group['params']}
+    assert {id(p) for p in model.parameters() if p.requires_grad} <= tuned
+    for scheduler in cfg.param_scheduler:
+        by_epoch = scheduler.get('by_epoch', True)
+        # What the runner adds once it knows the data.
+        extra = dict(epoch_length=10) if scheduler.get('convert_to_iter_based') else {}
+        PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=wrapper, **extra))
+        assert scheduler.end <= cfg.train_cfg['max_epochs' if by_epoch else 'max_iters']
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_variant_changes_head_sampler_and_hooks_only(name):
+    variant, parent = read(name).to_dict(), read(parent_of(name)).to_dict()
+    assert variant != parent
+    for cfg in (variant, parent):
+        del cfg['model']['decode_head'], cfg['train_dataloader']['sampler']
+        cfg.pop('custom_hooks', None)
+    assert variant == parent
+
+
+@pytest.mark.parametrize('name', PATHS)
+def test_name_says_which_ablation_it_is(name):
+    ablation, cfg = ablation_of(name), read(name)
+    head = cfg.model.decode_head
+    if ablation == 'm0':
+        assert head.type == 'CAMHead'
+        return
+    assert head.type == 'DSCHead'
+    assert head.get('dual_stream', True) is (ablation == 'm4')
+    assert {key for key in ('pgcl', 'sgcl') if head.get(key)} == CONTRASTS[ablation]
+    assert [hook.type for hook in cfg.custom_hooks].count('ContrastWarmupHook') == 1
+    assert cfg.train_dataloader.sampler.type == 'GroupSampler'

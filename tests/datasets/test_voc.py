@@ -1,0 +1,261 @@
+"""Data sets in VOC layout: what they hold, and what they refuse before training."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from mmseg.datasets import PascalVOCDataset
+from mmseg.registry import DATASETS
+from PIL import Image
+
+from mmdscnet.datasets import VOC2012Dataset, VOCLayoutDataset, voc_palette
+
+CLASSES = ('background', 'cat', 'dog')
+
+
+def _build(folder, **kwargs):
+    arguments = {
+        'type': 'VOCLayoutDataset',
+        'data_root': str(folder),
+        'ann_file': 'ImageSets/train.txt',
+        'image_labels': 'image_labels.json',
+    }
+    return DATASETS.build(arguments | kwargs)
+
+
+def test_folder_with_a_json_needs_nothing_else(voc_folder):
+    dataset = _build(voc_folder)
+    assert isinstance(dataset, VOCLayoutDataset)
+    assert dataset.metainfo['classes'] == CLASSES
+    assert dataset.metainfo['palette'] == voc_palette(3)
+    assert dataset.foreground_classes == ('cat', 'dog')
+    info = dataset[1]
+    assert info['img_path'] == str(voc_folder / 'JPEGImages/a_2.jpg')
+    assert info['seg_map_path'] == str(voc_folder / 'SegmentationClass/a_2.png')
+    assert info['gt_image_label'].tolist() == [1, 1]
+    assert info['gt_image_label'].dtype == np.float32
+    assert info['label_map'] is None
+    assert info['reduce_zero_label'] is False
+    assert info['seg_fields'] == []
+
+
+def test_order_is_that_of_the_split(voc_folder):
+    (voc_folder / 'ImageSets/train.txt').write_text('a_3\n\na_1\n')
+    dataset = _build(voc_folder)
+    assert [info['img_path'][-7:-4] for info in dataset] == ['a_3', 'a_1']
+    assert dataset.get_image_labels().tolist() == [[0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize('serialize_data', [True, False])
+@pytest.mark.parametrize('lazy_init', [True, False])
+@pytest.mark.parametrize(
+    ('indices', 'kept'), [(None, [0, 1, 2]), (2, [0, 1]), (-1, [2]), ([2, 0], [2, 0])]
+)
+def test_labels_follow_the_subset(voc_folder, serialize_data, lazy_init, indices, kept):
+    dataset = _build(
+        voc_folder, serialize_data=serialize_data, lazy_init=lazy_init, indices=indices
+    )
+    dataset.full_init()
+    expected = np.array([[1, 0], [1, 1], [0, 0]], np.float32)[kept]
+    labels = dataset.get_image_labels()
+    assert labels.dtype == np.float32
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_labels_follow_a_later_subset(voc_folder):
+    dataset = _build(voc_folder)
+    assert dataset.get_subset([1]).get_image_labels().tolist() == [[1, 1]]
+
+
+def test_lazy_data_set_reads_no_split(voc_folder):
+    dataset = _build(voc_folder, ann_file='gone.txt', lazy_init=True)
+    assert dataset.metainfo['classes'] == CLASSES
+
+
+def test_data_set_without_labels_has_none(voc_folder):
+    dataset = _build(voc_folder, image_labels=None, metainfo={'classes': CLASSES})
+    assert 'gt_image_label' not in dataset[0]
+    with pytest.raises(ValueError, match=r'image_labels=None.*Name a label source'):
+        dataset.get_image_labels()
+
+
+def test_labels_from_masks_equal_labels_from_the_json(voc_folder):
+    masks = _build(
+        voc_folder, image_labels='SegmentationClass', metainfo={'classes': list(CLASSES)}
+    )
+    np.testing.assert_array_equal(masks.get_image_labels(), _build(voc_folder).get_image_labels())
+
+
+def test_training_neither_needs_nor_opens_masks(voc_folder):
+    for path in (voc_folder / 'SegmentationClass').iterdir():
+        path.write_bytes(b'no mask')
+    assert len(_build(voc_folder)) == 3
+    shutil.rmtree(voc_folder / 'SegmentationClass')
+    assert len(_build(voc_folder)) == 3
+    assert len(_build(voc_folder, test_mode=True)) == 3
+
+
+def test_data_prefix_without_masks_gives_infos_without_masks(voc_folder):
+    dataset = _build(voc_folder, data_prefix={'img_path': 'JPEGImages'}, test_mode=True)
+    assert 'seg_map_path' not in dataset.get_data_info(0)
+
+
+def test_palette_is_vocs():
+    assert voc_palette(21) == PascalVOCDataset.METAINFO['palette']
+    assert len({tuple(colour) for colour in voc_palette(256)}) == 256
+    for bad in (0, 257):
+        with pytest.raises(ValueError, match=f'num_classes={bad} must be in'):
+            voc_palette(bad)
+
+
+def test_voc_2012_has_the_classes_of_mmseg():
+    assert VOC2012Dataset.METAINFO['classes'] == PascalVOCDataset.METAINFO['classes']
+
+
+def test_voc_2012_reads_masks_as_labels(voc_folder, write_mask):
+    write_mask(voc_folder / 'SegmentationClass/a_1.png', np.full((24, 32), 20))
+    dataset = _build(voc_folder, type='VOC2012Dataset', image_labels='SegmentationClass')
+    labels = dataset.get_image_labels()
+    assert labels.shape == (3, 20)
+    assert np.flatnonzero(labels[0]).tolist() == [19]
+    assert len(dataset.metainfo['palette']) == 21
+
+
+def test_subset_of_voc_2012_maps_masks_and_drops_other_labels(voc_folder, write_mask):
+    write_mask(voc_folder / 'SegmentationClass/a_1.png', np.full((24, 32), 20))
+    dataset = _build(
+        voc_folder,
+        type='VOC2012Dataset',
+        image_labels='SegmentationClass',
+        metainfo={'classes': ('background', 'bicycle', 'aeroplane')},
+        test_mode=True,
+    )
+    assert dataset.get_image_labels().tolist() == [[0, 0], [1, 1], [0, 0]]
+    info = dataset.get_data_info(0)
+    assert [info['label_map'][i] for i in (0, 1, 2, 20)] == [0, 2, 1, 255]
+
+
+@pytest.mark.parametrize('classes', [('cat', 'dog'), ('background',), ('background', 'cat', 'cat')])
+def test_class_list_without_background_first_is_refused(voc_folder, classes):
+    with pytest.raises(
+        ValueError, match=rf"classes={re.escape(str(classes))} must be 'background'"
+    ):
+        _build(voc_folder, metainfo={'classes': classes})
+
+
+@pytest.mark.parametrize('image_labels', [None, 'SegmentationClass'])
+def test_data_set_without_any_class_list_is_refused(voc_folder, image_labels):
+    with pytest.raises(ValueError, match=r'has no classes .* Give metainfo=dict'):
+        _build(voc_folder, image_labels=image_labels)
+
+
+def test_classes_in_conflict_with_the_json_are_refused(voc_folder):
+    with pytest.raises(ValueError, match=r'image_labels\.json.*Make both lists equal'):
+        _build(voc_folder, metainfo={'classes': ('background', 'dog', 'cat')})
+
+
+def test_missing_split_is_named(voc_folder):
+    with pytest.raises(
+        FileNotFoundError, match=r"ImageSets/gone\.txt' does not exist. Set ann_file"
+    ):
+        _build(voc_folder, ann_file='ImageSets/gone.txt')
+
+
+@pytest.mark.parametrize('content', ['', '\n \n'])
+def test_empty_split_is_refused(voc_folder, content):
+    (voc_folder / 'ImageSets/train.txt').write_text(content)
+    with pytest.raises(ValueError, match=r'train\.txt is empty. Write an image id a line'):
+        _build(voc_folder)
+
+
+def test_missing_images_are_counted_and_the_first_is_named(voc_folder):
+    (voc_folder / 'JPEGImages/a_2.jpg').unlink()
+    (voc_folder / 'JPEGImages/a_3.jpg').unlink()
+    with pytest.raises(FileNotFoundError, match=r'2 of 3 images .*first is .*a_2\.jpg. Add'):
+        _build(voc_folder)
+
+
+def test_missing_image_folder_is_named(voc_folder):
+    shutil.rmtree(voc_folder / 'JPEGImages')
+    with pytest.raises(FileNotFoundError, match=r'3 of 3 images .*JPEGImages/a_1\.jpg'):
+        _build(voc_folder)
+
+
+def _rewrite_labels(folder, labels):
+    (folder / 'image_labels.json').write_text(
+        json.dumps({'classes': ['cat', 'dog'], 'labels': labels})
+    )
+
+
+def test_image_without_label_is_named(voc_folder):
+    _rewrite_labels(voc_folder, {'a_1': ['cat'], 'a_3': []})
+    with pytest.raises(ValueError, match=r"1 of 3 images .*train\.txt.*no label .*'a_2'. Add"):
+        _build(voc_folder)
+
+
+def test_label_without_image_is_named_or_allowed(voc_folder):
+    _rewrite_labels(voc_folder, {'a_1': [], 'a_2': [], 'a_3': [], 'b_1': ['dog']})
+    with pytest.raises(
+        ValueError, match=r"labels 1 images .*JPEGImages.*'b_1'.*allow_extra_labels"
+    ):
+        _build(voc_folder)
+    assert len(_build(voc_folder, allow_extra_labels=True)) == 3
+
+
+def test_label_of_an_image_of_another_split_is_no_extra(voc_folder):
+    (voc_folder / 'ImageSets/train.txt').write_text('a_1\n')
+    assert len(_build(voc_folder)) == 1
+
+
+def test_unknown_class_is_named(voc_folder):
+    _rewrite_labels(voc_folder, {'a_1': ['dgo'], 'a_2': [], 'a_3': []})
+    with pytest.raises(ValueError, match=r"image_labels\.json, image 'a_1': unknown class 'dgo'"):
+        _build(voc_folder)
+
+
+@pytest.mark.parametrize('test_mode', [True, False])
+def test_truncated_jpeg_is_refused_before_training(voc_folder, test_mode):
+    path = voc_folder / 'JPEGImages/a_2.jpg'
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r'a_2\.jpg is truncated.*Copy the file again'):
+        _build(voc_folder, test_mode=test_mode)
+    assert len(_build(voc_folder, test_mode=test_mode, check_files=False)) == 3
+
+
+def test_mask_of_another_size_is_refused_where_it_judges(voc_folder, write_mask):
+    write_mask(voc_folder / 'SegmentationClass/a_2.png', np.zeros((24, 30)))
+    with pytest.raises(ValueError, match=r'a_2\.png is 24x30 .*a_2\.jpg is 24x32.*Resize'):
+        _build(voc_folder, test_mode=True)
+
+
+def test_mask_ids_outside_the_classes_are_refused_where_they_judge(voc_folder, write_mask):
+    write_mask(voc_folder / 'SegmentationClass/a_2.png', np.full((24, 32), 9))
+    with pytest.raises(ValueError, match=r'a_2\.png holds the ids \[9\].*\[0, 1, 2, 255\]'):
+        _build(voc_folder, test_mode=True)
+
+
+def test_missing_masks_are_counted_where_they_judge(voc_folder):
+    (voc_folder / 'SegmentationClass/a_2.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'1 of 3 masks .*a_2\.png. Add them, or leave'):
+        _build(voc_folder, test_mode=True)
+
+
+def test_images_of_other_formats_are_read(voc_folder):
+    for path in (voc_folder / 'JPEGImages').iterdir():
+        with Image.open(path) as image:
+            image.save(path.with_suffix('.png'))
+    assert len(_build(voc_folder, img_suffix='.png', test_mode=True)) == 3
+
+
+@pytest.mark.parametrize('split', ['mini_train', 'val'])
+def test_real_data_pass_every_check(shared_dir, split):
+    dataset = _build(
+        shared_dir / 'data/voc_animals',
+        ann_file=f'ImageSets/Segmentation/{split}.txt',
+        test_mode=True,
+    )
+    labels = dataset.get_image_labels()
+    assert labels.shape == ({'mini_train': 582, 'val': 223}[split], 6)
+    assert (labels.sum(axis=1) >= 1).all()

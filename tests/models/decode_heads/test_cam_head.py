@@ -1,0 +1,228 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.runner import load_checkpoint, save_checkpoint
+from mmseg.registry import MODELS
+
+LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
+
+
+@pytest.fixture
+def feats():
+    return (torch.randn(4, 2, 9, 9), torch.randn(4, 6, 5, 5))
+
+
+@pytest.fixture
+def head(build_head):
+    return build_head('m0').eval()
+
+
+@pytest.fixture
+def set_weight(head):
+    """Make the class evidence equal to the first three channels."""
+    head.classifier.weight.data.copy_(torch.eye(3, 6)[:, :, None, None])
+
+
+def metas_of(samples):
+    return [sample.metainfo for sample in samples]
+
+
+def test_evidence_comes_from_the_chosen_stage(build_head, feats):
+    head = build_head('m0', in_channels=2, in_index=0)
+    assert head.forward(feats).shape == (4, 3, 9, 9)
+    assert torch.equal(head.forward(feats), F.conv2d(feats[0], head.classifier.weight))
+
+
+def test_loss_is_the_soft_margin_of_the_mean_evidence(head, feats, make_samples):
+    expected = 0.0
+    for evidence, row in zip(head.forward(feats), LABELS, strict=True):
+        for map_, label in zip(evidence, row, strict=True):
+            margin = map_.mean().item() * (1 if label else -1)
+            expected += math.log1p(math.exp(-margin)) / LABELS.numel()
+    losses = head.loss(feats, make_samples(LABELS), train_cfg=None)
+    assert set(losses) == {'loss_cls'}
+    assert losses['loss_cls'].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_reaches_every_parameter(build_head, feats):
+    head = build_head('m0')
+    head.loss_by_image_labels(feats, LABELS)['loss_cls'].backward()
+    assert {name for name, _ in head.named_parameters()} == {'classifier.weight'}
+    assert head.classifier.weight.grad.abs().min() > 0
+
+
+def test_images_without_any_class_train_and_are_background(head, feats, make_samples):
+    nothing = torch.zeros(4, 3)
+    assert head.loss_by_image_labels(feats, nothing)['loss_cls'].isfinite()
+    scores = head.predict(feats, metas_of(make_samples(nothing)), test_cfg=None)
+    assert scores[:, 1:].count_nonzero() == 0
+    assert scores.argmax(dim=1).count_nonzero() == 0
+
+
+def test_dropout_is_for_training_only(build_head, feats):
+    head = build_head('m0', dropout_ratio=0.5)
+    assert not torch.equal(head.forward(feats), head.forward(feats))
+    head.eval()
+    assert torch.equal(head.forward(feats), head.forward(feats))
+
+
+def test_missing_labels_error_says_where_to_give_them(head, feats, make_samples):
+    with pytest.raises(ValueError, match=r'no gt_image_label: give the data set image_labels='):
+        head.loss(feats, make_samples(4), train_cfg=None)
+
+
+@pytest.mark.parametrize('method', ['loss', 'predict'])
+def test_partly_missing_labels_error_names_the_image(head, feats, make_samples, method):
+    samples = make_samples(LABELS)
+    samples[2] = make_samples(3)[2]
+    batch = samples if method == 'loss' else metas_of(samples)
+    with pytest.raises(ValueError, match=r'2\.jpg has no gt_image_label but others'):
+        getattr(head, method)(feats, batch, None)
+
+
+@pytest.mark.parametrize('method', ['loss', 'predict'])
+def test_wrong_label_length_error_names_image_and_setting(head, feats, make_samples, method):
+    samples = make_samples(torch.ones(4, 5))
+    batch = samples if method == 'loss' else metas_of(samples)
+    with pytest.raises(ValueError, match=r'0\.jpg .* 5 classes, .* 3: .*num_classes=6'):
+        getattr(head, method)(feats, batch, None)
+
+
+@pytest.mark.parametrize('num_classes', [0, 1])
+def test_class_count_without_foreground_is_refused(num_classes):
+    with pytest.raises(ValueError, match=f'num_classes={num_classes} must count the background'):
+        MODELS.build(dict(type='CAMHead', in_channels=6, num_classes=num_classes))
+
+
+@pytest.mark.usefixtures('set_weight')
+def test_scores_are_background_then_cams(head, feats, make_samples):
+    samples = make_samples(LABELS, size=(20, 20))
+    scores = head.predict(feats, metas_of(samples), test_cfg=None)
+    assert scores.shape == (4, 4, 20, 20)
+    assert torch.all(scores[:, 0] == head.bg_thr)
+    for cams, feat, row in zip(scores[:, 1:], feats[-1], LABELS, strict=True):
+        evidence = F.interpolate(feat[None, :3], size=(20, 20), mode='bilinear')[0].relu()
+        for cam, map_, label in zip(cams, evidence, row, strict=True):
+            torch.testing.assert_close(cam, label * map_ / map_.max())
+
+
+def test_maps_take_the_padded_size(head, feats, make_samples):
+    metas = metas_of(make_samples(LABELS, size=(20, 20)))
+    for meta in metas:
+        meta['pad_shape'] = (24, 28)
+    assert head.predict(feats, metas, test_cfg=None).shape == (4, 4, 24, 28)
+
+
+def test_background_can_follow_the_power_rule(build_head, feats, make_samples):
+    head = build_head('m0', bg_alpha=3.0).eval()
+    scores = head.predict(feats, metas_of(make_samples(LABELS)), test_cfg=None)
+    torch.testing.assert_close(scores[:, 0], (1 - scores[:, 1:].amax(dim=1)) ** 3)
+
+
+def test_background_wins_ties(build_head):
+    head = build_head('m0', bg_thr=0.5)
+    evidence = torch.tensor([0.5, 0.51, 1.0]).view(1, 1, 1, 3).repeat(1, 3, 1, 1)
+    scores = head.score_maps(evidence, torch.tensor([[0.0, 1.0, 0.0]]))
+    assert scores.argmax(dim=1).flatten().tolist() == [0, 2, 2]
+
+
+@pytest.mark.usefixtures('set_weight')
+def test_without_labels_the_confident_classes_count(head, make_samples):
+    feat = torch.zeros(2, 6, 4, 4)
+    feat[0, :3] = torch.tensor([2.0, 1.0, -1.0])[:, None, None]
+    feat[1, :3] = torch.tensor([-3.0, -2.0, -1.0])[:, None, None]
+    feat[1, 2, 0, 0] = 1.0
+    scores = head.predict([feat], metas_of(make_samples(2)), test_cfg=None)
+    present = scores[:, 1:].amax(dim=(2, 3)) > 0
+    # The second image has no class above the threshold: its best one counts.
+    assert present.tolist() == [[True, True, False], [False, False, True]]
+
+
+def test_given_labels_overrule_the_predicted_ones(head, feats, make_samples):
+    given = head.predict(feats, metas_of(make_samples(LABELS)), test_cfg=None)
+    assert torch.equal(given[:, 1:].amax(dim=(2, 3)) > 0, LABELS > 0)
+    predicted = head.predict(feats, metas_of(make_samples(4)), test_cfg=None)
+    assert not torch.equal(given, predicted)
+
+
+def test_logits_are_asked_for_by_the_test_config(head, feats, make_samples):
+    logits = head.predict(feats, metas_of(make_samples(LABELS)), dict(cam_output='logits'))
+    expected = F.interpolate(head.forward(feats), size=(48, 48), mode='bilinear')
+    assert torch.equal(logits[:, 0], torch.zeros(4, 48, 48))
+    torch.testing.assert_close(logits[:, 1:], expected)
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_an_image_scores_alone_as_in_a_batch(head, feats, make_samples, labelled):
+    metas = metas_of(make_samples(LABELS if labelled else 4))
+    together = head.predict(feats, metas, test_cfg=None)
+    for index in range(4):
+        own = [feat[index : index + 1] for feat in feats]
+        alone = head.predict(own, metas[index : index + 1], test_cfg=None)
+        torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-5)
+
+
+def test_bfloat16_loss_is_close(head, feats):
+    full = head.loss_by_image_labels(feats, LABELS)['loss_cls']
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        low = head.loss_by_image_labels(feats, LABELS)['loss_cls']
+    assert low.item() == pytest.approx(full.item(), rel=1e-2)
+
+
+def test_checkpoint_round_trip(build_head, head):
+    other = build_head('m0')
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.classifier.weight, head.classifier.weight)
+
+
+def test_checkpoint_of_other_classes_is_refused(build_head, head):
+    other = build_head('m0', num_classes=6)
+    with pytest.raises(ValueError, match=r'has 5 foreground .* 3: .*num_classes=6'):
+        head.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize('ablation', ['m0', 'm4'])
+def test_checkpoint_file_of_other_classes_is_refused(build_segmentor, tmp_path, ablation):
+    path = str(tmp_path / 'other.pth')
+    head = dict(type='CAMHead', in_channels=32, num_classes=6)
+    save_checkpoint(build_segmentor(ablation, decode_head=head).state_dict(), path)
+    with pytest.raises(ValueError, match=r'5 foreground .*decode_head\.classifier.*num_classes=6'):
+        load_checkpoint(build_segmentor(ablation), path)
+
+
+def test_segmentor_writes_scores_and_pseudo_labels(build_segmentor, make_samples):
+    segmentor = build_segmentor('m0').eval()
+    segmentor.decode_head.classifier.weight.data.abs_()
+    samples = make_samples(LABELS, size=(32, 40))
+    for sample in samples:
+        sample.set_metainfo(dict(ori_shape=(50, 60)))
+    inputs = torch.randn(4, 3, 32, 40)
+    with torch.no_grad():
+        results = segmentor.predict(inputs, samples)
+    for result, row in zip(results, LABELS, strict=True):
+        scores = result.seg_logits.data
+        assert scores.shape == (4, 50, 60)
+        assert torch.equal(scores[1:].amax(dim=(1, 2)) > 0, row > 0)
+        assert torch.equal(result.pred_sem_seg.data, scores.argmax(dim=0, keepdim=True))
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_segmentor_predicts_in_windows(build_segmentor, make_samples, padded):
+    test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))
+    segmentor = build_segmentor('m0', test_cfg=test_cfg).eval()
+    samples = make_samples(LABELS[:2])
+    for sample in samples:
+        if padded:
+            sample.set_metainfo(dict(pad_shape=(48, 48)))
+    with torch.no_grad():
+        results = segmentor.predict(torch.randn(2, 3, 48, 48), samples)
+    assert results[0].seg_logits.data.shape == (4, 48, 48)
+
+
+def test_segmentor_predicts_without_samples(build_segmentor):
+    segmentor = build_segmentor('m0').eval()
+    with torch.no_grad():
+        results = segmentor.predict(torch.randn(2, 3, 32, 32))
+    assert results[0].seg_logits.data.shape == (4, 32, 32)

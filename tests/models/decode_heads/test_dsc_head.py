@@ -1,0 +1,501 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmseg
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import load_checkpoint, save_checkpoint
+from mmseg.registry import MODELS
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import mmdscnet  # noqa: F401  (the ranks at the end of this file run without conftest.py)
+from mmdscnet.models.decode_heads.dsc_head import ImageContext
+
+CONTRASTS = dict(m1={'loss_pgcl'}, m2={'loss_sgcl'}, m3={'loss_pgcl', 'loss_sgcl'})
+CONTRASTS['m4'] = CONTRASTS['m3']
+ABLATIONS = sorted(CONTRASTS)
+LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
+
+
+@pytest.fixture
+def feats():
+    return (torch.randn(4, 6, 5, 5),)
+
+
+@pytest.fixture
+def trained(build_head, feats):
+    """Make an M4 head whose enriched stream, message and memory do something."""
+    head = build_head('m4')
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    head.loss_by_image_labels(feats, LABELS)
+    return head.eval()
+
+
+def metas_of(samples):
+    return [sample.metainfo for sample in samples]
+
+
+def sum_of(losses):
+    return sum(losses.values())
+
+
+# ---------------------------------------------------------------------------- losses and gradients
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_losses_are_those_of_the_ablation(build_head, feats, make_samples, ablation):
+    losses = build_head(ablation).loss(feats, make_samples(LABELS), train_cfg=None)
+    refined = {'loss_cls_refined'} if ablation == 'm4' else set()
+    assert set(losses) == {'loss_cls'} | refined | CONTRASTS[ablation]
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    assert all(losses[name] > 0 for name in CONTRASTS[ablation])
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_head_holds_the_parameters_it_trains_and_no_others(build_head, ablation):
+    expected = {'classifier', 'projection'}
+    if ablation != 'm1':
+        expected |= {'message'}
+    if ablation == 'm4':
+        expected |= {'refined_classifier', 'enriched_classifier'}
+    names = {name.split('.')[0] for name, _ in build_head(ablation).named_parameters()}
+    assert names == expected
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_gradient_reaches_every_parameter(build_head, feats, ablation):
+    head = build_head(ablation)
+    sum_of(head.loss_by_image_labels(feats, LABELS)).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.count_nonzero() > 0, name
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_warm_up_keeps_every_parameter_in_the_graph(build_head, feats, ablation):
+    head = build_head(ablation)
+    head.contrast_scale = 0.0
+    losses = head.loss_by_image_labels(feats, LABELS)
+    assert all(losses[name] == 0 for name in CONTRASTS[ablation])
+    sum_of(losses).backward()
+    # DistributedDataParallel waits for the gradient of every parameter.
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    assert head.classifier.weight.grad.count_nonzero() > 0
+    assert head.projection.weight.grad.count_nonzero() == 0
+
+
+def test_contrasts_train_the_embeddings_but_not_the_classifier(build_head, feats):
+    head = build_head('m3')
+    losses = head.loss_by_image_labels(feats, LABELS)
+    (losses['loss_pgcl'] + losses['loss_sgcl']).backward()
+    assert head.projection.weight.grad.count_nonzero() > 0
+    assert head.message.weight.grad.count_nonzero() > 0
+    assert head.classifier.weight.grad is None
+
+
+def test_refined_loss_trains_both_streams(trained, feats):
+    trained.loss_by_image_labels(feats, LABELS)['loss_cls_refined'].backward()
+    for module in (
+        trained.refined_classifier,
+        trained.enriched_classifier,
+        trained.projection,
+        trained.message,
+    ):
+        assert module.weight.grad.count_nonzero() > 0
+
+
+def test_features_get_finite_gradient(trained):
+    feats = torch.randn(4, 6, 5, 5, requires_grad=True)
+    sum_of(trained.loss_by_image_labels([feats], LABELS)).backward()
+    assert feats.grad.isfinite().all()
+    assert (feats.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+@pytest.mark.parametrize(
+    ('image_labels', 'size'),
+    [(torch.zeros(4, 3), 5), (torch.eye(4, 3), 5), (LABELS[:1], 5), (LABELS[2:3], 5), (LABELS, 1)],
+    ids=['no-class', 'no-partner', 'one-image', 'one-empty-image', 'one-pixel'],
+)
+def test_degenerate_batches_are_finite(build_head, ablation, image_labels, size):
+    head = build_head(ablation)
+    feats = torch.randn(len(image_labels), 6, size, size, requires_grad=True)
+    for _ in range(2):
+        losses = head.loss_by_image_labels([feats], image_labels)
+        assert all(loss.isfinite() for loss in losses.values())
+    sum_of(losses).backward()
+    assert feats.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+    assert head.memory.isfinite().all()
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_equal_pixels_are_finite(build_head, ablation):
+    head = build_head(ablation)
+    feats = torch.zeros(4, 6, 5, 5, requires_grad=True)
+    sum_of(head.loss_by_image_labels([feats], LABELS)).backward()
+    assert feats.grad.isfinite().all()
+
+
+def test_images_without_any_class_are_background(trained, feats, make_samples):
+    scores = trained.predict(feats, metas_of(make_samples(torch.zeros(4, 3))), test_cfg=None)
+    assert scores.isfinite().all()
+    assert scores.argmax(dim=1).count_nonzero() == 0
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_order_of_the_images_is_of_no_matter(build_head, feats, ablation):
+    order = torch.tensor([2, 0, 3, 1])
+    first, second = build_head(ablation), build_head(ablation)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        losses = first.loss_by_image_labels(feats, LABELS)
+        permuted = second.loss_by_image_labels([feats[0][order]], LABELS[order])
+        torch.testing.assert_close(permuted, losses, rtol=0, atol=1e-5)
+    torch.testing.assert_close(second.memory, first.memory)
+
+
+def test_permuting_the_pixels_permutes_the_maps(trained, feats):
+    maps = trained.forward(feats, LABELS)
+    turned = trained.forward([feats[0].rot90(dims=(2, 3))], LABELS)
+    torch.testing.assert_close(turned, maps.rot90(dims=(2, 3)), rtol=0, atol=1e-5)
+
+
+def test_loss_weights_scale_the_contrasts(build_head, feats):
+    once = build_head('m3')
+    twice = build_head(
+        'm3',
+        pgcl=dict(type='PGCLLoss', loss_weight=1.2, loss_name='loss_groups'),
+        sgcl=dict(type='SGCLLoss', loss_weight=0.8, loss_name='loss_nodes'),
+    )
+    twice.load_state_dict(once.state_dict())
+    expected = once.loss_by_image_labels(feats, LABELS)
+    losses = twice.loss_by_image_labels(feats, LABELS)
+    torch.testing.assert_close(losses['loss_groups'], 2 * expected['loss_pgcl'])
+    torch.testing.assert_close(losses['loss_nodes'], 2 * expected['loss_sgcl'])
+
+
+# ------------------------------------------------------------------- the start, and the checkpoints
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_refined_cams_start_as_the_plain_ones(build_head, feats, make_samples, labelled):
+    head, plain = build_head('m4').eval(), build_head('m0').eval()
+    plain.classifier.weight.data.copy_(head.classifier.weight.data)
+    head.update_memory(filled_context())
+    metas = metas_of(make_samples(LABELS if labelled else 4))
+    expected = plain.predict(feats, metas, test_cfg=None)
+    assert torch.equal(head.predict(feats, metas, test_cfg=None), expected)
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_segmentor_starts_from_the_baseline(build_segmentor, make_samples, tmp_path, labelled):
+    plain, segmentor = build_segmentor('m0').eval(), build_segmentor('m4').eval()
+    save_checkpoint(plain.state_dict(), str(tmp_path / 'm0.pth'))
+    load_checkpoint(segmentor, str(tmp_path / 'm0.pth'))
+    inputs = torch.randn(4, 3, 32, 32)
+    labels = LABELS if labelled else 4
+    with torch.no_grad():
+        expected = plain.predict(inputs, make_samples(labels, size=(32, 32)))
+        results = segmentor.predict(inputs, make_samples(labels, size=(32, 32)))
+    for result, reference in zip(results, expected, strict=True):
+        assert torch.equal(result.seg_logits.data, reference.seg_logits.data)
+        assert torch.equal(result.pred_sem_seg.data, reference.pred_sem_seg.data)
+
+
+def test_own_checkpoint_keeps_its_refined_classifier(trained, build_head, feats):
+    other = build_head('m4').eval()
+    other.load_state_dict(trained.state_dict())
+    assert not torch.equal(other.refined_classifier.weight, other.classifier.weight)
+    assert torch.equal(other.forward(feats, LABELS), trained.forward(feats, LABELS))
+
+
+def test_checkpoint_carries_the_class_memory(trained, build_head, tmp_path):
+    save_checkpoint(trained.state_dict(), str(tmp_path / 'head.pth'))
+    other = build_head('m4')
+    assert not other.memory_valid.any()
+    load_checkpoint(other, str(tmp_path / 'head.pth'))
+    assert other.memory_valid.all()
+    assert torch.equal(other.memory, trained.memory)
+
+
+@pytest.mark.parametrize('ablation', ['m0', 'm4'])
+def test_checkpoint_of_other_classes_is_refused(build_head, build_segmentor, tmp_path, ablation):
+    other = build_head(ablation, num_classes=6, in_channels=32)
+    state = {f'decode_head.{name}': value for name, value in other.state_dict().items()}
+    save_checkpoint(state, str(tmp_path / 'other.pth'))
+    with pytest.raises(ValueError, match=r'5 foreground .*decode_head\.classifier.*num_classes=6'):
+        load_checkpoint(build_segmentor('m4'), str(tmp_path / 'other.pth'))
+
+
+def test_head_without_any_part_of_the_method_is_refused():
+    config = dict(type='DSCHead', in_channels=6, num_classes=4, dual_stream=False)
+    with pytest.raises(ValueError, match='without pgcl, sgcl and dual_stream is CAMHead'):
+        MODELS.build(config)
+
+
+@pytest.mark.parametrize('momentum', [-0.1, 1.0])
+def test_memory_momentum_outside_its_range_is_refused(build_head, momentum):
+    with pytest.raises(ValueError, match=rf'memory_momentum={momentum} must lie in \[0, 1\)'):
+        build_head('m4', memory_momentum=momentum)
+
+
+# --------------------------------------------------------------------------------------- inference
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_an_image_scores_alone_as_in_a_batch(trained, feats, make_samples, labelled):
+    assert trained.memory_valid.all()
+    metas = metas_of(make_samples(LABELS if labelled else 4))
+    together = trained.predict(feats, metas, test_cfg=None)
+    for index in range(4):
+        own = [feats[0][index : index + 1]]
+        alone = trained.predict(own, metas[index : index + 1], test_cfg=None)
+        torch.testing.assert_close(alone[0], together[index], rtol=0, atol=1e-5)
+
+
+def test_class_memory_is_read_at_inference(trained, feats):
+    before = trained.forward(feats, LABELS)
+    trained.memory.mul_(-1)
+    assert not torch.allclose(trained.forward(feats, LABELS), before, atol=1e-3)
+    trained.memory_valid.fill_(False)
+    trained.memory.fill_(float('inf')).nan_to_num_(posinf=1e3)
+    forgotten = trained.forward(feats, LABELS)
+    trained.memory.zero_()
+    assert torch.equal(trained.forward(feats, LABELS), forgotten)
+
+
+def test_inference_leaves_the_memory_alone(trained, feats, make_samples):
+    before = trained.memory.clone()
+    trained.predict(feats, metas_of(make_samples(LABELS)), test_cfg=None)
+    assert torch.equal(trained.memory, before)
+
+
+def test_given_labels_overrule_the_predicted_ones(trained, feats, make_samples):
+    predicted = trained.predict(feats, metas_of(make_samples(4)), test_cfg=None)
+    given = trained.predict(feats, metas_of(make_samples(LABELS)), test_cfg=None)
+    assert not torch.equal(given, predicted)
+    absent = LABELS == 0
+    assert given[:, 1:][absent].count_nonzero() == 0
+    assert (predicted[:, 1:].amax(dim=(2, 3)) > 0).any(dim=1).all()
+
+
+def test_partly_missing_labels_error_names_the_image(trained, feats, make_samples):
+    metas = metas_of(make_samples(LABELS))
+    del metas[1]['gt_image_label']
+    with pytest.raises(ValueError, match=r'1\.jpg has no gt_image_label but others'):
+        trained.predict(feats, metas, test_cfg=None)
+
+
+def test_missing_labels_error_says_where_to_give_them(trained, feats, make_samples):
+    with pytest.raises(ValueError, match=r'no gt_image_label: give the data set image_labels='):
+        trained.loss(feats, make_samples(4), train_cfg=None)
+
+
+# ------------------------------------------------------------------------------------ class memory
+
+
+def filled_context(value=1.0, classes=(0, 1, 2, 3), images=2):
+    """Context of images whose groups are sure of their classes and equal to a constant."""
+    valid = torch.zeros(images, 4, dtype=torch.bool)
+    valid[:, list(classes)] = True
+    groups = torch.full((images, 4, 8), value) * valid.unsqueeze(2)
+    return ImageContext(groups, valid, torch.diag_embed(valid.float()), groups, valid)
+
+
+def test_class_memory_is_a_moving_average(build_head):
+    head = build_head('m4', memory_momentum=0.9)
+    head.update_memory(filled_context(2.0, classes=(0, 1)))
+    assert head.memory_valid.tolist() == [True, True, False, False]
+    # The first time there is nothing to keep.
+    assert head.memory[:, 0].tolist() == [2.0, 2.0, 0.0, 0.0]
+    head.update_memory(filled_context(4.0, classes=(0, 3)))
+    assert head.memory_valid.tolist() == [True, True, False, True]
+    torch.testing.assert_close(head.memory[:, 0], torch.tensor([2.2, 2.0, 0.0, 4.0]))
+    assert torch.equal(head.memory, head.memory[:, :1].expand(4, 8))
+
+
+def test_class_memory_averages_the_images_of_a_class(build_head):
+    head = build_head('m4')
+    one, three = filled_context(1.0, (0, 1), images=1), filled_context(3.0, (0, 2), images=1)
+    head.update_memory(ImageContext(*map(torch.cat, zip(one, three, strict=True))))
+    torch.testing.assert_close(head.memory[:, 0], torch.tensor([2.0, 1.0, 3.0, 0.0]))
+
+
+def test_a_step_remembers_the_classes_of_its_batch(build_head, feats):
+    head = build_head('m1')
+    head.loss_by_image_labels(feats, LABELS * torch.tensor([1.0, 0.0, 1.0]))
+    assert head.memory_valid.tolist() == [True, True, False, True]
+    assert head.memory[2].count_nonzero() == 0
+    assert not head.memory.requires_grad
+
+
+def test_class_memory_gives_a_lone_image_its_partner(build_head, feats):
+    head = build_head('m1')
+    feat, label = [feats[0][:1]], LABELS[:1]
+    assert head.loss_by_image_labels(feat, label)['loss_pgcl'] == 0
+    assert head.loss_by_image_labels(feat, label)['loss_pgcl'] > 0
+
+
+# ------------------------------------------------------------------------------ precision and speed
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_bfloat16_losses_are_close_to_float32(build_head, ablation):
+    feats = torch.randn(4, 6, 8, 8)
+    # Pixels of a class resemble each other, as trained ones do: rounding moves none elsewhere.
+    feats += 4 * torch.randn(4, 6, 1, 1)
+    full, low = build_head(ablation), build_head(ablation)
+    low.load_state_dict(full.state_dict())
+    for _ in range(2):
+        expected = full.loss_by_image_labels([feats], LABELS)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            losses = low.loss_by_image_labels([feats], LABELS)
+        torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.02, check_dtype=False)
+    sum_of(losses).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in low.parameters())
+    assert low.memory.dtype == torch.float32
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_a_step_reads_no_value_back(build_head, make_samples, ablation):
+    """Tensors without values refuse to be read, for which a GPU would have to be waited for."""
+    head, samples = build_head(ablation), make_samples(LABELS)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        feats = torch.randn(4, 6, 5, 5)
+        sum_of(head.loss([feats], samples, train_cfg=None)).backward()
+        with pytest.raises(DataDependentOutputException):
+            feats.sum().item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_a_step_never_waits_for_the_gpu(build_head, feats, ablation):
+    head = build_head(ablation).cuda()
+    feat, labels = [feats[0].cuda()], LABELS.cuda()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        sum_of(head.loss_by_image_labels(feat, labels)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+# ----------------------------------------------------------------------------------- a stock config
+
+
+def test_stock_mmseg_config_trains_with_another_head(make_samples):
+    path = Path(mmseg.__file__).parent / '.mim/configs/_base_/models/fcn_r50-d8.py'
+    cfg = Config.fromfile(path).model
+    cfg.pretrained, cfg.auxiliary_head = None, None
+    cfg.backbone.norm_cfg = dict(type='BN')
+    cfg.data_preprocessor.size = (48, 48)
+    cfg.decode_head = dict(
+        type='DSCHead',
+        in_channels=2048,
+        in_index=3,
+        num_classes=4,
+        pgcl=dict(type='PGCLLoss'),
+        sgcl=dict(type='SGCLLoss'),
+    )
+    model = MODELS.build(cfg)
+    model.init_weights()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=0.01)))
+    images = [torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8) for _ in range(2)]
+    log = model.train_step(dict(inputs=images, data_samples=make_samples(LABELS[[0, 3]])), wrapper)
+    assert all(value.isfinite() for value in log.values())
+    after = dict(model.named_parameters())
+    assert all(value.isfinite().all() for value in after.values())
+    for part in ('backbone.stem.0.weight', 'decode_head.classifier.weight'):
+        assert not torch.equal(before[part], after[part]), part
+
+
+# -------------------------------------------------------------------------------------- many ranks
+
+
+class SmallNet(nn.Module):
+    """A convolution and a head, so that gradient passes through the features."""
+
+    def __init__(self, ablation):
+        super().__init__()
+        contrasts = {name[5:]: dict(type=f'{name[5:].upper()}Loss') for name in CONTRASTS[ablation]}
+        torch.manual_seed(0)
+        self.backbone = nn.Conv2d(3, 6, 3)
+        head = dict(type='DSCHead', in_channels=6, num_classes=4, embed_channels=8)
+        self.head = MODELS.build(dict(head, dual_stream=ablation == 'm4', **contrasts))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5)
+
+    def forward(self, images, image_labels):
+        return self.head.loss_by_image_labels([self.backbone(images)], image_labels)
+
+
+def train_two_steps(ablation, rank, ranks):
+    """Record losses, gradients and memory of the second step, which reads the memory."""
+    torch.set_num_threads(1)
+    net = SmallNet(ablation)
+    model = nn.parallel.DistributedDataParallel(net) if ranks > 1 else net
+    images, labels = torch.randn(4, 3, 7, 7).chunk(ranks)[rank], LABELS.chunk(ranks)[rank]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        losses = model(images, labels)
+        sum_of(losses).backward()
+        optimizer.step()
+    return dict(
+        losses={name: loss.detach() for name, loss in losses.items()},
+        grads={name: parameter.grad for name, parameter in net.named_parameters()},
+        memory=net.head.memory,
+        memory_valid=net.head.memory_valid,
+    )
+
+
+def run_rank(rank, folder):
+    """Be one of two ranks: the work of the processes that the test starts."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2
+    )
+    records = {ablation: train_two_steps(ablation, rank, ranks=2) for ablation in ABLATIONS}
+    torch.save(records, f'{folder}/rank{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def two_ranks(tmp_path_factory, repository):
+    """Records of two ranks. torch's spawn would have to import this file by a package name."""
+    folder = tmp_path_factory.mktemp('two_ranks')
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
+    path = os.pathsep.join([str(repository), os.environ.get('PYTHONPATH', '')])
+    env = dict(os.environ, PYTHONPATH=path)
+    processes = [subprocess.Popen(command, env=env) for command in commands]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_two_ranks_with_half_the_batch_equal_one(two_ranks, ablation):
+    expected = train_two_steps(ablation, rank=0, ranks=1)
+    records = [record[ablation] for record in two_ranks]
+    for name, loss in expected['losses'].items():
+        mean = torch.stack([record['losses'][name] for record in records]).mean()
+        torch.testing.assert_close(mean, loss, rtol=0, atol=1e-5, msg=name)
+        if name in CONTRASTS[ablation]:
+            torch.testing.assert_close(records[0]['losses'][name], records[1]['losses'][name])
+    for record in records:
+        torch.testing.assert_close(record['grads'], expected['grads'], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(record['memory'], expected['memory'], rtol=1e-5, atol=1e-5)
+        assert torch.equal(record['memory_valid'], expected['memory_valid'])
+
+
+if __name__ == '__main__':
+    run_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from mmengine.config import Config
+from torch import distributed
+
+from mmdscnet.launch import (
+    check_checkpoint,
+    enable_amp,
+    enable_test_time_augmentation,
+    prepare_cpu_launch,
+    read_run_config,
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'tiny.py'
+    path.write_text("model = dict(type='A', depth=1)\n")
+    return str(path)
+
+
+@pytest.fixture
+def without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+
+
+@pytest.fixture
+def with_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+
+
+def test_missing_config_error_names_the_path():
+    with pytest.raises(FileNotFoundError, match=r"config 'no/such.py' is not a file: give one of"):
+        read_run_config('no/such.py')
+
+
+def test_options_overwrite_the_config(config):
+    assert read_run_config(config, options={'model.depth': 2}).model.depth == 2
+
+
+def test_work_dir_of_command_line_comes_before_config_and_name(config):
+    assert read_run_config(config).work_dir == 'work_dirs/tiny'
+    options = {'work_dir': 'from_config'}
+    assert read_run_config(config, options=options).work_dir == 'from_config'
+    assert read_run_config(config, 'from_flag', options).work_dir == 'from_flag'
+
+
+def test_missing_checkpoint_error_names_the_path():
+    with pytest.raises(FileNotFoundError, match=r"checkpoint 'no\.pth' is not a file.*work_dir"):
+        check_checkpoint('no.pth')
+
+
+def test_checkpoint_address_is_left_to_the_loader():
+    check_checkpoint('https://example.org/a.pth')
+    check_checkpoint('openmmlab://resnet50')
+
+
+class TestCpuLaunch:
+    def test_nothing_happens_without_launcher(self, without_cuda):
+        cfg = Config(dict(launcher='none'))
+        prepare_cpu_launch(cfg)
+        assert 'model_wrapper_cfg' not in cfg
+
+    def test_nothing_happens_with_cuda(self, with_cuda):
+        cfg = Config(dict(launcher='slurm'))
+        prepare_cpu_launch(cfg)
+        assert 'model_wrapper_cfg' not in cfg
+
+    @pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
+    def test_launcher_for_cuda_is_refused(self, without_cuda, launcher):
+        with pytest.raises(ValueError, match=rf"launcher='{launcher}' needs CUDA.*dist_train\.sh"):
+            prepare_cpu_launch(Config(dict(launcher=launcher)))
+
+    def test_missing_environment_is_named(self, without_cuda, monkeypatch):
+        monkeypatch.delenv('WORLD_SIZE', raising=False)
+        with pytest.raises(ValueError, match=r'WORLD_SIZE is not set.*dist_train\.sh'):
+            prepare_cpu_launch(Config(dict(launcher='pytorch')))
+
+    def test_wrapper_has_no_devices_and_keeps_what_the_config_says(self, without_cuda, monkeypatch):
+        monkeypatch.setattr(distributed, 'is_initialized', lambda: True)
+        cfg = Config(dict(launcher='pytorch', find_unused_parameters=True))
+        prepare_cpu_launch(cfg)
+        assert cfg.model_wrapper_cfg.device_ids is None
+        assert cfg.model_wrapper_cfg.find_unused_parameters is True
+        cfg = Config(dict(launcher='pytorch', model_wrapper_cfg=dict(type='Own')))
+        prepare_cpu_launch(cfg)
+        assert cfg.model_wrapper_cfg == dict(type='Own')
+
+
+class TestAmp:
+    def test_cpu_is_refused(self, without_cuda):
+        with pytest.raises(ValueError, match='--amp needs CUDA.*leave the flag out'):
+            enable_amp(Config(dict(optim_wrapper=dict(type='OptimWrapper'))))
+
+    def test_wrapper_is_replaced(self, with_cuda):
+        cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0))))
+        enable_amp(cfg)
+        assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+        assert cfg.optim_wrapper.loss_scale == 'dynamic'
+
+    def test_loss_scale_of_the_config_is_kept(self, with_cuda):
+        cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', loss_scale=512.0)))
+        enable_amp(cfg)
+        assert cfg.optim_wrapper.loss_scale == 512.0
+
+    def test_wrapper_of_another_kind_is_refused(self, with_cuda):
+        with pytest.raises(ValueError, match="the config has 'ApexOptimWrapper'"):
+            enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
+
+
+class TestTestTimeAugmentation:
+    def test_model_is_wrapped_and_pipeline_replaced(self):
+        cfg = Config(
+            dict(
+                model=dict(type='Model'),
+                tta_model=dict(type='TTA'),
+                tta_pipeline=[dict(type='Augment')],
+                test_dataloader=dict(dataset=dict(pipeline=[])),
+            )
+        )
+        enable_test_time_augmentation(cfg)
+        assert cfg.model == dict(type='TTA', module=dict(type='Model'))
+        assert cfg.test_dataloader.dataset.pipeline == [dict(type='Augment')]
+
+    def test_missing_keys_are_named(self):
+        with pytest.raises(ValueError, match='--tta needs tta_model and tta_pipeline'):
+            enable_test_time_augmentation(Config(dict(model=dict(type='Model'))))

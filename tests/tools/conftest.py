@@ -1,0 +1,92 @@
+"""A run that takes no time: a linear model on four points, through the real tools."""
+
+import runpy
+import sys
+
+import pytest
+
+TOY = """
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmseg.registry import DATASETS, METRICS, MODELS
+
+
+@MODELS.register_module()
+class ToyModel(BaseModel):
+    def __init__(self, data_preprocessor=None):
+        super().__init__(data_preprocessor)
+        self.layer = torch.nn.Linear(2, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        outputs = self.layer(inputs)
+        return dict(loss=outputs.square().mean()) if mode == 'loss' else list(outputs)
+
+
+@DATASETS.register_module()
+class ToyDataset(torch.utils.data.Dataset):
+    metainfo = dict(classes=('background', 'toy'))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((2,), float(index)))
+
+
+@METRICS.register_module()
+class ToyMetric(BaseMetric):
+    default_prefix = 'toy'
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample.item() for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(count=float(len(results)))
+"""
+
+CONFIG = """
+custom_imports = dict(imports=['mmdscnet', 'toy'])
+default_scope = 'mmseg'
+model = dict(type='ToyModel')
+loader = dict(
+    dataset=dict(type='ToyDataset'),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    batch_size=1,
+    num_workers=0,
+)
+train_dataloader = test_dataloader = loader
+train_cfg = dict(by_epoch=False, max_iters=2)
+test_cfg = dict()
+test_evaluator = dict(type='ToyMetric')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=2, by_epoch=False))
+randomness = dict(seed=0)
+log_level = 'WARNING'
+"""
+
+
+@pytest.fixture(scope='session')
+def toy_dir(tmp_path_factory):
+    """Folder with ``toy.py``, which registers the classes once a process, and ``config.py``."""
+    path = tmp_path_factory.mktemp('toy')
+    (path / 'toy.py').write_text(TOY)
+    (path / 'config.py').write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def run_tool(repository, toy_dir, monkeypatch, forget_instances):
+    """Run ``tools/<name>`` with a command line, as if in a process of its own."""
+
+    def run(name, *args):
+        tool = repository / 'tools' / name
+        monkeypatch.syspath_prepend(toy_dir)
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        monkeypatch.setattr(sys, 'argv', [str(tool), *map(str, args)])
+        monkeypatch.setenv('LOCAL_RANK', '0')
+        forget_instances()
+        runpy.run_path(str(tool), run_name='__main__')
+
+    return run

@@ -1,0 +1,115 @@
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+def load_weight(work_dir, iteration):
+    path = work_dir / f'iter_{iteration}.pth'
+    return torch.load(path, weights_only=True)['state_dict']['layer.weight']
+
+
+def launch(repository, cwd, script, *args, **environment):
+    return subprocess.run(
+        ['bash', str(repository / 'tools' / script), *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, 'PYTHON': sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def free_port():
+    store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    del store
+    return str(port)
+
+
+def test_training_writes_a_checkpoint_to_the_work_dir(run_tool, toy_dir, tmp_path):
+    run_tool('train.py', toy_dir / 'config.py', '--work-dir', tmp_path)
+    assert load_weight(tmp_path, 2).shape == (1, 2)
+    assert (tmp_path / 'last_checkpoint').is_file()
+
+
+def test_same_seed_gives_the_same_weights(run_tool, toy_dir, tmp_path):
+    for name in 'ab':
+        run_tool('train.py', toy_dir / 'config.py', '--work-dir', tmp_path / name)
+    assert torch.equal(load_weight(tmp_path / 'a', 2), load_weight(tmp_path / 'b', 2))
+
+
+def test_resumed_training_equals_one_run(run_tool, toy_dir, tmp_path):
+    config, longer = toy_dir / 'config.py', ('--cfg-options', 'train_cfg.max_iters=4')
+    run_tool('train.py', config, '--work-dir', tmp_path / 'once', *longer)
+    run_tool('train.py', config, '--work-dir', tmp_path / 'twice')
+    run_tool('train.py', config, '--work-dir', tmp_path / 'twice', '--resume', *longer)
+    assert torch.equal(load_weight(tmp_path / 'once', 4), load_weight(tmp_path / 'twice', 4))
+
+
+def test_missing_config_error_names_it(run_tool):
+    with pytest.raises(FileNotFoundError, match="config 'no.py' is not a file"):
+        run_tool('train.py', 'no.py')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the error is for machines without CUDA')
+def test_amp_without_cuda_is_refused(run_tool, toy_dir, tmp_path):
+    with pytest.raises(ValueError, match='--amp needs CUDA'):
+        run_tool('train.py', toy_dir / 'config.py', '--work-dir', tmp_path, '--amp')
+
+
+@pytest.mark.parametrize(
+    ('script', 'args', 'usage'),
+    [
+        ('dist_train.sh', ['config.py'], 'CONFIG GPUS'),
+        ('dist_test.sh', ['config.py', 'a.pth'], 'CONFIG CHECKPOINT GPUS'),
+        ('slurm_train.sh', ['partition', 'job'], 'PARTITION JOB_NAME CONFIG'),
+        ('slurm_test.sh', ['partition', 'job', 'config.py'], 'JOB_NAME CONFIG CHECKPOINT'),
+    ],
+)
+def test_script_with_too_few_arguments_shows_its_usage(repository, tmp_path, script, args, usage):
+    run = launch(repository, tmp_path, script, *args)
+    assert run.returncode == 2
+    assert re.search(rf'usage: .*{script} .*{usage}', run.stderr) or usage in run.stderr
+
+
+def test_slurm_script_hands_srun_the_whole_command(repository, tmp_path):
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
+    args = ('part', 'a job', 'config.py', '--work-dir', 'a b')
+    environment = dict(PATH=path, GPUS='8', SRUN_ARGS='--quiet --mem=4G')
+    run = launch(repository, tmp_path, 'slurm_train.sh', *args, **environment)
+    words = run.stdout.splitlines()
+    assert {'--partition=part', '--job-name=a job', '--ntasks=8', '--quiet', '--mem=4G'} <= {*words}
+    assert words[-5:] == ['config.py', '--work-dir', 'a b', '--launcher', 'slurm']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+def test_two_processes_average_their_gradients(run_tool, repository, toy_dir, tmp_path, free_port):
+    """One process with the whole batch takes the same steps."""
+    environment = dict(PYTHONPATH=str(toy_dir), PORT=free_port)
+    args = (toy_dir / 'config.py', 2, '--work-dir', tmp_path / 'two')
+    run = launch(repository, tmp_path, 'dist_train.sh', *args, **environment)
+    assert run.returncode == 0, run.stderr
+    whole = ('--cfg-options', 'train_dataloader.batch_size=2')
+    run_tool('train.py', toy_dir / 'config.py', '--work-dir', tmp_path / 'one', *whole)
+    torch.testing.assert_close(load_weight(tmp_path / 'two', 2), load_weight(tmp_path / 'one', 2))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+def test_dscnet_trains_on_two_processes(repository, tmp_path, free_port):
+    config = repository / 'configs' / 'dscnet' / 'shapes.py'
+    few = [f'{name}_dataloader.dataset.indices=8' for name in ('train', 'val')]
+    options = ('--cfg-options', *few, 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4')
+    args = (config, 2, '--work-dir', tmp_path / 'run', *options)
+    run = launch(repository, tmp_path, 'dist_train.sh', *args, PORT=free_port)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / 'run' / 'last_checkpoint').is_file()

@@ -1,0 +1,131 @@
+"""Train several configs over several seeds, judge their CAMs, and print one table.
+
+The background threshold of a run is chosen on its val_dataloader and judged on its test_dataloader.
+A run that is already judged in the work dir is not run again, so an interrupted comparison goes on
+where it stopped.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner, find_latest_checkpoint
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+import mmdscnet  # noqa: F401
+from mmdscnet.apis import Judgement, judge, train_and_judge
+from mmdscnet.atomic_write import atomic_path
+from mmdscnet.launch import enable_test_time_augmentation, read_run_config
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('configs', nargs='+', help='the first is what the others are compared with')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--work-dir', type=Path, required=True)
+    parser.add_argument('--tta', action='store_true', help='judge over scales and flips as well')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def run_name(config: str) -> str:
+    """Name a config by its folder and file, such as ``dscnet_voc_animals``."""
+    path = Path(config)
+    return f'{path.parent.name}_{path.stem}'
+
+
+def run_seed(config: str, seed: int, args: argparse.Namespace) -> dict[str, Judgement]:
+    """Train and judge one config with one seed, or read what an earlier call judged.
+
+    Args:
+        config: Path of the config.
+        seed: Seed of the run.
+        args: The command line.
+
+    Returns:
+        Judgement by protocol: ``single scale`` and, if asked for, ``scales and flips``.
+    """
+    work_dir = args.work_dir / run_name(config) / f'seed_{seed}'
+    result = work_dir / 'judgement.json'
+    if result.is_file():
+        return {key: Judgement(**value) for key, value in json.loads(result.read_text()).items()}
+    cfg = read_run_config(config, str(work_dir), args.cfg_options)
+    cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
+    cfg.experiment_name = f'{run_name(config)}_{seed}'
+    augmented = deepcopy(cfg)
+    _, judgement = train_and_judge(cfg)
+    judgements = {'single scale': judgement}
+    if args.tta:
+        judgements['scales and flips'] = judge_augmented(augmented)
+    with atomic_path(result) as temporary:
+        content = {key: value._asdict() for key, value in judgements.items()}
+        temporary.write_text(json.dumps(content, indent=1))
+    return judgements
+
+
+def judge_augmented(cfg: Config) -> Judgement:
+    """Judge the newest checkpoint of a run over scales and flips.
+
+    Args:
+        cfg: Config of the run, changed in place.
+
+    Returns:
+        The judgement.
+    """
+    enable_test_time_augmentation(cfg)
+    cfg.experiment_name += '_augmented'
+    runner = Runner.from_cfg(cfg)
+    runner.load_checkpoint(find_latest_checkpoint(cfg.work_dir))
+    return judge(runner)
+
+
+def spread(values: list[float]) -> str:
+    """Format the mean and, of two values or more, the standard deviation."""
+    mean = statistics.mean(values)
+    return f'{mean:.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{mean:.2f}'
+
+
+def table(results: dict[str, list[dict[str, Judgement]]]) -> str:
+    """Draw the table.
+
+    Args:
+        results: Judgements of each seed, by name of the config.
+
+    Returns:
+        Markdown, a row a protocol and config.
+    """
+    lines = [
+        '| protocol | config | mIoU (%) | minus the first | seeds | bg_thr |',
+        '|---|---|---|---|---|---|',
+    ]
+    first = next(iter(results.values()))
+    for protocol in first[0]:
+        for name, runs in results.items():
+            judged = [run[protocol].judged for run in runs]
+            gains = [value - run[protocol].judged for value, run in zip(judged, first, strict=True)]
+            lines.append(
+                f'| {protocol}, {runs[0][protocol].labels.replace("_", " ")} | {name} '
+                f'| {spread(judged)} | {spread(gains)} | {", ".join(f"{v:.2f}" for v in judged)} '
+                f'| {", ".join(f"{run[protocol].bg_thr:.2f}" for run in runs)} |'
+            )
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Run the comparison."""
+    args = parse_args()
+    results: dict[str, list] = {run_name(config): [] for config in args.configs}
+    for seed in args.seeds:
+        for config in args.configs:
+            results[run_name(config)].append(run_seed(config, seed, args))
+    print(table(results))
+
+
+if __name__ == '__main__':
+    main()
