@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -171,12 +172,15 @@ def grid_row(runner: Runner, item: dict) -> CAMGridRow:
     plain = model.test_step(pseudo_collate([item]))[0].seg_logits.data[1:].cpu().numpy()
     model.test_cfg.refine = True
     sample = model.test_step(pseudo_collate([item]))[0]
+    truth = sample.gt_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+    # The pipeline may have resized the image; maps and truth have its original size.
+    image = mmcv.imresize(item['inputs'].numpy()[::-1].transpose(1, 2, 0), truth.shape[::-1])
     return CAMGridRow(
-        image=np.ascontiguousarray(item['inputs'].numpy()[::-1].transpose(1, 2, 0)),
+        image=image,
         cams=plain,
         refined_cams=sample.seg_logits.data[1:].cpu().numpy(),
         pseudo_label=sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8),
-        truth=sample.gt_sem_seg.data[0].cpu().numpy().astype(np.uint8),
+        truth=truth,
         title=Path(sample.img_path).name,
     )
 

@@ -57,8 +57,8 @@ def train_and_judge(cfg: Config) -> tuple[Runner, Judgement]:
     Returns:
         The runner with the trained model, and its judgement.
     """
-    # mmengine has no switch for this; an interval beyond the end is one.
-    cfg.train_cfg.val_interval = sys.maxsize
+    # mmengine evaluates after the last epoch whatever the interval; only this switches it off.
+    cfg.train_cfg.val_begin = sys.maxsize
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner, judge(runner)

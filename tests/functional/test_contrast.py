@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdscnet.functional.contrast import class_contrast, masked_info_nce
+from mmdscnet.functional.contrast import class_contrast, masked_info_nce, slot_similarity
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -251,6 +251,38 @@ def test_info_nce_is_float32_under_autocast(dtype: torch.dtype):
 
 
 # Contrast of class slots
+
+
+def test_slot_similarity_by_hand():
+    anchors = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])
+    keys = torch.tensor([[[6.0, 8.0], [-0.3, -0.4]], [[0.0, 2.0], [4.0, -3.0]]])
+    expected = torch.tensor([[[[1.0, -1.0], [0.8, 0.0]], [[0.0, 0.0], [0.0, 0.0]]]])
+    torch.testing.assert_close(slot_similarity(anchors, keys), expected)
+
+
+def test_slot_similarity_equals_naive_loop():
+    anchors, keys = torch.randn(2, 3, 5), torch.randn(4, 3, 5)
+    similarity = slot_similarity(anchors, keys)
+    assert similarity.shape == (2, 3, 4, 3)
+    for i, a, j, b in torch.cartesian_prod(*map(torch.arange, similarity.shape)).tolist():
+        expected = F.cosine_similarity(anchors[i, a], keys[j, b], dim=0)
+        torch.testing.assert_close(similarity[i, a, j, b], expected)
+
+
+def test_gradient_of_a_zero_vector_stays_small():
+    anchors = torch.zeros(1, 1, 5, requires_grad=True)
+    slot_similarity(anchors, torch.randn(3, 1, 5)).sum().backward()
+    assert 0 < anchors.grad.norm() < 1e7
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_slot_similarity_is_float32_under_autocast(dtype: torch.dtype):
+    anchors, keys = torch.randn(2, 3, 5).to(dtype), torch.randn(4, 3, 5).to(dtype)
+    with torch.autocast('cpu', dtype=dtype):
+        similarity = slot_similarity(anchors, keys)
+    assert similarity.dtype == torch.float32
+    expected = slot_similarity(anchors.float(), keys.float())
+    torch.testing.assert_close(similarity, expected, rtol=0, atol=0)
 
 
 def test_class_contrast_by_hand():

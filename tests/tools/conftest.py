@@ -1,5 +1,6 @@
 """A run that takes no time: a linear model on four points, through the real tools."""
 
+import importlib.util
 import runpy
 import sys
 
@@ -90,3 +91,18 @@ def run_tool(repository, toy_dir, monkeypatch, forget_instances):
         runpy.run_path(str(tool), run_name='__main__')
 
     return run
+
+
+@pytest.fixture
+def load_tool(repository, monkeypatch):
+    """Import ``tools/<name>`` as a module, without running it."""
+
+    def load(name):
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        path = repository / 'tools' / name
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
@@ -291,6 +292,7 @@ def main() -> None:
     """Run the benchmark."""
     args = parse_args()
     device = torch.device(args.device)
+    MMLogger.get_instance('benchmark', log_level='ERROR')
     print(
         f'{describe_machine(device)}; batch of {args.batch_size}, {args.repeats} rounds in turns, '
         f'medians; E={EMBED_CHANNELS}, K={FOREGROUND_CLASSES}'

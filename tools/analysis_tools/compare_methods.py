@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -52,21 +53,47 @@ def run_seed(config: str, seed: int, args: argparse.Namespace) -> dict[str, Judg
         Judgement by protocol: ``single scale`` and, if asked for, ``scales and flips``.
     """
     work_dir = args.work_dir / run_name(config) / f'seed_{seed}'
-    result = work_dir / 'judgement.json'
-    if result.is_file():
-        return {key: Judgement(**value) for key, value in json.loads(result.read_text()).items()}
     cfg = read_run_config(config, str(work_dir), args.cfg_options)
     cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     cfg.experiment_name = f'{run_name(config)}_{seed}'
-    augmented = deepcopy(cfg)
-    _, judgement = train_and_judge(cfg)
-    judgements = {'single scale': judgement}
+    protocols = {'single scale': judge_trained}
     if args.tta:
-        judgements['scales and flips'] = judge_augmented(augmented)
+        protocols['scales and flips'] = judge_augmented
+    return {
+        protocol: judge_once(work_dir / f'{protocol.replace(" ", "_")}.json', judge_run, cfg)
+        for protocol, judge_run in protocols.items()
+    }
+
+
+def judge_once(result: Path, judge_run: Callable[[Config], Judgement], cfg: Config) -> Judgement:
+    """Read a judgement, or make it and write it.
+
+    Args:
+        result: JSON file of the judgement.
+        judge_run: What makes it.
+        cfg: Config of the run, left as it is.
+
+    Returns:
+        The judgement.
+    """
+    if result.is_file():
+        return Judgement(**json.loads(result.read_text()))
+    judgement = judge_run(deepcopy(cfg))
     with atomic_path(result) as temporary:
-        content = {key: value._asdict() for key, value in judgements.items()}
-        temporary.write_text(json.dumps(content, indent=1))
-    return judgements
+        temporary.write_text(json.dumps(judgement._asdict(), indent=1))
+    return judgement
+
+
+def judge_trained(cfg: Config) -> Judgement:
+    """Train a run and judge it.
+
+    Args:
+        cfg: Config of the run, changed in place.
+
+    Returns:
+        The judgement.
+    """
+    return train_and_judge(cfg)[1]
 
 
 def judge_augmented(cfg: Config) -> Judgement:

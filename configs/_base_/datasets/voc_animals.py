@@ -12,6 +12,8 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadCheckedImage'),
+    # One scale of 1.5 does here what four scales with flips do (chosen on images of train).
+    dict(type='Resize', scale_factor=1.5, keep_ratio=True),
     dict(type='LoadCheckedMask'),
     dict(type='PackWSSSInputs'),
 ]

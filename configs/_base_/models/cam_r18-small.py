@@ -1,4 +1,5 @@
-# A plain CAM network on a narrow ResNet-18 at output stride 8, to be trained from scratch.
+# A plain CAM network on the first three stages of a narrow ResNet-18 at output stride 8, to be
+# trained from scratch in minutes on a CPU.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -14,13 +15,13 @@ model = dict(
         type='ResNet',
         depth=18,
         base_channels=32,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        strides=(1, 2, 1, 1),
-        dilations=(1, 1, 2, 4),
+        num_stages=3,
+        out_indices=(0, 1, 2),
+        strides=(1, 2, 1),
+        dilations=(1, 1, 2),
         norm_cfg=dict(type='BN', requires_grad=True),
     ),
-    decode_head=dict(type='CAMHead', in_channels=256, in_index=3, num_classes=6),
+    decode_head=dict(type='CAMHead', in_channels=128, in_index=2, num_classes=6),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )

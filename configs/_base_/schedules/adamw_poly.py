@@ -1,11 +1,11 @@
 # Epochs, as in the field's recipes; the learning rate falls polynomially every step.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-2),
+    optimizer=dict(type='AdamW', lr=5e-5, weight_decay=1e-2),
     # The head is new, the backbone is not.
     paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
-max_epochs = 10
+max_epochs = 8
 param_scheduler = [
     dict(
         type='PolyLR',

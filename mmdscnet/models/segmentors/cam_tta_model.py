@@ -15,7 +15,8 @@ class CAMTTAModel(BaseTTAModel):
     """Sum the class evidence of an image over scales and flips, then normalise it to CAMs.
 
     The order matters: CAMs that are normalised first weigh a view without evidence as much as one
-    with. mmseg's own ``SegTTAModel`` takes a softmax instead, which CAMs are not made for.
+    with. mmseg's own ``SegTTAModel`` takes a softmax instead, which CAMs are not made for. Where no
+    labels are given, the classes are predicted from the merged evidence.
 
     Args:
         module: Config of the segmentor, whose head is a :class:`CAMHead`.

@@ -208,17 +208,12 @@ def test_segmentor_writes_scores_and_pseudo_labels(build_segmentor, make_samples
         assert torch.equal(result.pred_sem_seg.data, scores.argmax(dim=0, keepdim=True))
 
 
-@pytest.mark.parametrize('padded', [False, True])
-def test_segmentor_predicts_in_windows(build_segmentor, make_samples, padded):
+@pytest.mark.parametrize('ablation', ['m0', 'm4'])
+def test_prediction_in_windows_is_refused(build_segmentor, make_samples, ablation):
     test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))
-    segmentor = build_segmentor('m0', test_cfg=test_cfg).eval()
-    samples = make_samples(LABELS[:2])
-    for sample in samples:
-        if padded:
-            sample.set_metainfo(dict(pad_shape=(48, 48)))
-    with torch.no_grad():
-        results = segmentor.predict(torch.randn(2, 3, 48, 48), samples)
-    assert results[0].seg_logits.data.shape == (4, 48, 48)
+    segmentor = build_segmentor(ablation, test_cfg=test_cfg).eval()
+    with pytest.raises(ValueError, match=r"normalise the CAMs of each window .*use mode='whole'"):
+        segmentor.predict(torch.randn(2, 3, 48, 48), make_samples(LABELS[:2]))
 
 
 def test_segmentor_predicts_without_samples(build_segmentor):

@@ -209,6 +209,30 @@ def test_segmentor_starts_from_the_baseline(build_segmentor, make_samples, tmp_p
         assert torch.equal(result.pred_sem_seg.data, reference.pred_sem_seg.data)
 
 
+def test_checkpoint_of_the_baseline_replaces_whatever_the_head_was_built_with(
+    build_head, feats, make_samples, tmp_path
+):
+    plain = build_head('m0').eval()
+    save_checkpoint(plain.state_dict(), str(tmp_path / 'm0.pth'))
+    # Never initialised, as a runner that loads a checkpoint to test it leaves it.
+    head = MODELS.build(
+        dict(type='DSCHead', in_channels=6, num_classes=4, embed_channels=8, pgcl=None)
+    ).eval()
+    assert head.enriched_classifier.weight.count_nonzero() > 0
+    load_checkpoint(head, str(tmp_path / 'm0.pth'))
+    assert torch.equal(head.refined_classifier.weight, plain.classifier.weight)
+    assert head.enriched_classifier.weight.count_nonzero() == 0
+    metas = metas_of(make_samples(LABELS))
+    expected = plain.predict(feats, metas, test_cfg=None)
+    assert torch.equal(head.predict(feats, metas, test_cfg=None), expected)
+
+
+def test_baseline_is_read_into_a_copy_of_the_checkpoint(build_head):
+    state = build_head('m0').state_dict()
+    build_head('m4').load_state_dict(state, strict=False)
+    assert set(state) == {'classifier.weight'}
+
+
 def test_own_checkpoint_keeps_its_refined_classifier(trained, build_head, feats):
     other = build_head('m4').eval()
     other.load_state_dict(trained.state_dict())
@@ -283,7 +307,25 @@ def test_given_labels_overrule_the_predicted_ones(trained, feats, make_samples):
     assert not torch.equal(given, predicted)
     absent = LABELS == 0
     assert given[:, 1:][absent].count_nonzero() == 0
-    assert (predicted[:, 1:].amax(dim=(2, 3)) > 0).any(dim=1).all()
+
+
+def test_labels_are_predicted_once_from_the_plain_cams(trained, feats, make_samples):
+    labels = trained.predict_labels(trained.plain_evidence(feats))
+    refined = trained.predict_labels(trained.forward(feats, labels))
+    assert not torch.equal(labels, refined)
+    predicted = trained.predict(feats, metas_of(make_samples(4)), test_cfg=None)
+    expected = trained.predict(feats, metas_of(make_samples(labels.detach())), test_cfg=None)
+    assert torch.equal(predicted, expected)
+
+
+def test_refinement_can_be_left_out(trained, build_head, feats, make_samples):
+    plain = build_head('m0').eval()
+    plain.classifier.weight.data.copy_(trained.classifier.weight.data)
+    for labels in (LABELS, 4):
+        metas = metas_of(make_samples(labels))
+        expected = plain.predict(feats, metas, test_cfg=None)
+        assert torch.equal(trained.predict(feats, metas, dict(refine=False)), expected)
+        assert not torch.equal(trained.predict(feats, metas, dict(refine=True)), expected)
 
 
 def test_partly_missing_labels_error_names_the_image(trained, feats, make_samples):

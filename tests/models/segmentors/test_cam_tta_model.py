@@ -23,6 +23,15 @@ def tta_model(build_segmentor):
 
 
 @pytest.fixture
+def refined_tta_model(build_segmentor):
+    """Wrap an M4 segmentor whose refined CAMs differ from its plain ones."""
+    segmentor = build_segmentor('m4')
+    for parameter in segmentor.decode_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return MODELS.build(dict(type='CAMTTAModel', module=segmentor)).eval()
+
+
+@pytest.fixture
 def image_info(tmp_path):
     """Write a small picture with a mask."""
     rng = np.random.default_rng(0)
@@ -167,6 +176,35 @@ def test_one_plain_view_equals_the_segmentor(tta_model, image_info, labelled):
         tta_model.module.test_cfg = ConfigDict(mode='whole')
         inner = {key: value[0] for key, value in load_views(image_info).items()}
         (expected,) = tta_model.module.test_step(inner)
+    torch.testing.assert_close(result.seg_logits.data, expected.seg_logits.data)
+
+
+def test_refined_evidence_is_merged_over_scales_and_flips(refined_tta_model, image_info):
+    image_info['gt_image_label'] = LABEL
+    data = load_views(image_info, scales=(0.5, 1.0), flips=(False, True))
+    module, label = refined_tta_model.module, torch.from_numpy(LABEL)[None]
+    with torch.no_grad():
+        (result,) = refined_tta_model.test_step(data)
+        total = torch.zeros(3, *IMAGE_SIZE)
+        for inputs, samples in zip(data['inputs'], data['data_samples'], strict=True):
+            pixels = (inputs[0][None].float() - 127.5) / 63.75
+            maps = module.decode_head.forward(module.backbone(pixels), label)
+            maps = F.interpolate(maps, size=inputs[0].shape[1:], mode='bilinear')
+            maps = maps.flip(3) if samples[0].flip else maps
+            total += F.interpolate(maps, size=IMAGE_SIZE, mode='bilinear')[0]
+    expected = normalise(total / 4, LABEL)
+    torch.testing.assert_close(result.seg_logits.data[1:], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_one_plain_view_equals_the_segmentor_that_refines(refined_tta_model, image_info, labelled):
+    if labelled:
+        image_info['gt_image_label'] = LABEL
+    with torch.no_grad():
+        (result,) = refined_tta_model.test_step(load_views(image_info))
+        refined_tta_model.module.test_cfg = ConfigDict(mode='whole')
+        inner = {key: value[0] for key, value in load_views(image_info).items()}
+        (expected,) = refined_tta_model.module.test_step(inner)
     torch.testing.assert_close(result.seg_logits.data, expected.seg_logits.data)
 
 
