@@ -35,10 +35,9 @@ def small_config(repository, data_root, tmp_path):
                 step.update({key: SIZE for key in ('scale', 'crop_size') if key in step})
         cfg.model.data_preprocessor.size = SIZE
         cfg.model.backbone.base_channels = 8
-        cfg.model.decode_head.in_channels = 64
+        cfg.model.decode_head.in_channels = 32
         cfg.train_cfg = dict(by_epoch=True, max_epochs=EPOCHS, val_interval=EPOCHS)
         cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=EPOCHS)
-        cfg.param_scheduler[0].end = EPOCHS
         cfg.randomness.seed = seed
         cfg.work_dir = str(tmp_path / work_dir)
         cfg.log_level = 'WARNING'

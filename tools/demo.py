@@ -65,7 +65,7 @@ def make_config(args: argparse.Namespace, method: str) -> Config:
     if args.data:
         use_folder(cfg, args.data)
         use_weights(cfg, args.weights or find_weights(args.data))
-        cfg.train_cfg.max_epochs = cfg.param_scheduler[0].end = REAL_EPOCHS
+        cfg.train_cfg.max_epochs = REAL_EPOCHS
     return cfg
 
 

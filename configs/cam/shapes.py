@@ -2,7 +2,8 @@
 _base_ = [
     '../_base_/models/cam_r18-small.py',
     '../_base_/datasets/shapes.py',
-    '../_base_/schedules/adamw_poly.py',
+    '../_base_/schedules/poly_8e.py',
     '../_base_/default_runtime.py',
 ]
-optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(_delete_=True))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-2))
+train_cfg = dict(max_epochs=20, val_interval=20)

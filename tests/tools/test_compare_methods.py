@@ -112,9 +112,9 @@ def test_a_run_that_is_judged_is_not_trained_again(tool, args, config, trained):
 
 
 def test_judgement_of_an_earlier_call_is_read(tool, args, config, trained):
-    path = args.work_dir / 'cam_toy' / 'seed_0' / 'judgement.json'
+    path = args.work_dir / 'cam_toy' / 'seed_0' / 'single_scale.json'
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({MODES[0]: judged(12.5)._asdict()}))
+    path.write_text(json.dumps(judged(12.5)._asdict()))
     assert tool.run_seed(config, 0, args) == {MODES[0]: judged(12.5)}
     assert trained == []
 
@@ -126,7 +126,7 @@ def test_an_interrupted_run_leaves_no_judgement(tool, args, config, monkeypatch)
     monkeypatch.setattr(tool, 'train_and_judge', interrupt)
     with pytest.raises(KeyboardInterrupt):
         tool.run_seed(config, 0, args)
-    assert not list(args.work_dir.rglob('judgement.json'))
+    assert not list(args.work_dir.rglob('*.json'))
 
 
 def test_augmented_judgement_stands_beside_the_plain_one(tool, args, config, trained, monkeypatch):
@@ -135,6 +135,17 @@ def test_augmented_judgement_stands_beside_the_plain_one(tool, args, config, tra
     expected = {MODES[0]: judged(40.0), MODES[1]: judged(49.0)}
     assert tool.run_seed(config, 0, args) == expected
     assert tool.run_seed(config, 0, args) == expected
+    assert len(trained) == 1
+
+
+def test_augmented_judgement_is_added_to_an_earlier_plain_one(
+    tool, args, config, trained, monkeypatch
+):
+    tool.run_seed(config, 0, args)
+    args.tta = True
+    monkeypatch.setattr(tool, 'judge_augmented', lambda cfg: judged(49.0))
+    assert tool.run_seed(config, 0, args)[MODES[1]] == judged(49.0)
+    assert len(trained) == 1
 
 
 def test_missing_config_error_names_it(tool, args):

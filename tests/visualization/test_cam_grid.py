@@ -92,7 +92,12 @@ def test_only_the_grid_is_left_in_the_folder(tmp_path):
 
 
 def test_long_and_accented_titles_fit(tmp_path):
+    draw(tmp_path, make_row(title='a'))
+    with Image.open(tmp_path / 'grid.png') as short:
+        size = short.size
     draw(tmp_path, make_row(title='étable_' * 30))
+    with Image.open(tmp_path / 'grid.png') as long:
+        assert long.size == size
 
 
 def test_many_classes_wrap_the_legend(tmp_path):

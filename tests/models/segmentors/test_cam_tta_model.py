@@ -196,10 +196,8 @@ def test_refined_evidence_is_merged_over_scales_and_flips(refined_tta_model, ima
     torch.testing.assert_close(result.seg_logits.data[1:], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('labelled', [True, False])
-def test_one_plain_view_equals_the_segmentor_that_refines(refined_tta_model, image_info, labelled):
-    if labelled:
-        image_info['gt_image_label'] = LABEL
+def test_one_plain_view_equals_the_segmentor_that_refines(refined_tta_model, image_info):
+    image_info['gt_image_label'] = LABEL
     with torch.no_grad():
         (result,) = refined_tta_model.test_step(load_views(image_info))
         refined_tta_model.module.test_cfg = ConfigDict(mode='whole')
