@@ -5,10 +5,12 @@ import math
 import runpy
 import sys
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmseg.apis import inference_model, init_model
 
 # Two batches of four in each epoch.
 EPOCHS, STEPS = 2, 4
@@ -113,3 +115,9 @@ def test_a_resumed_training_goes_on_with_step_and_memory(small_config):
     resumed.load_or_resume()
     assert (resumed.epoch, resumed.iter) == (EPOCHS, STEPS)
     assert torch.equal(resumed.model.decode_head.memory, memory)
+
+
+def test_inference_of_mmseg_labels_an_image_of_any_size(small_config):
+    model = init_model(small_config('dscnet'), device='cpu')
+    result = inference_model(model, np.zeros((50, 70, 3), np.uint8))
+    assert result.pred_sem_seg.data.shape == (1, 50, 70)

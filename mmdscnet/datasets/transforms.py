@@ -71,7 +71,22 @@ class LoadCheckedImage(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class LoadCheckedMask(LoadAnnotations):
-    """Load a mask and refuse one of another size than its image. Place it after the image."""
+    """Load a mask and refuse one of another size than its image. Place it after the image.
+
+    An image whose data set names no mask passes through: mmseg's ``inference_model`` runs the test
+    pipeline on such images.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Load the mask where there is one.
+
+        Args:
+            results: Output of the image loader, with ``seg_map_path`` for an image with a mask.
+
+        Returns:
+            The same dict with ``gt_seg_map``, class ids, shape (H, W), where there is a mask.
+        """
+        return super().transform(results) if results.get('seg_map_path') else results
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         path = results['seg_map_path']

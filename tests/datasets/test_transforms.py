@@ -104,6 +104,12 @@ def test_missing_mask_error_names_the_file(info):
         _build('LoadCheckedImage', 'LoadCheckedMask')(info)
 
 
+def test_image_without_a_named_mask_passes_through(info):
+    del info['seg_map_path']
+    results = _build('LoadCheckedImage', 'LoadCheckedMask')(info)
+    assert 'gt_seg_map' not in results
+
+
 def test_label_is_packed_into_the_metainfo(info):
     sample = _build('LoadCheckedImage', 'PackWSSSInputs')(info)['data_samples']
     assert (sample.metainfo['gt_image_label'] == LABEL).all()
