@@ -14,8 +14,7 @@ STAMP := $(VENV)/made-from-$(shell cat requirements/*.txt setup.py | cksum | cut
 .PHONY: demo test test-fast lint format clean clean-env environment
 
 demo: environment
-	@$(BIN)/python tools/demo.py --work-dir work_dirs/demo \
-		$(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
+	@$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
 # pytest comes last, so that its summary ends the output; every check runs, whatever fails.
 test: environment
@@ -46,7 +45,7 @@ format: environment
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist work_dirs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 clean-env:

@@ -21,7 +21,7 @@ def read_run_config(
     Args:
         path: File of the config.
         work_dir: Folder for logs and checkpoints. Without it the config's own is taken, and
-            without that ``work_dirs/<name of the config>``.
+            without that ``work_dirs/<run_name of the config>``.
         options: Keys to overwrite, such as ``{'train_dataloader.batch_size': 4}``.
         launcher: What started the processes: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
 
@@ -40,9 +40,23 @@ def read_run_config(
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(dict(options or {}))
     cfg.launcher = launcher
-    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{run_name(path)}'
     prepare_cpu_launch(cfg)
     return cfg
+
+
+def run_name(path: str) -> str:
+    """Name a run by the folder and the file of its config, which together tell configs apart.
+
+    Args:
+        path: File of the config.
+
+    Returns:
+        The name, such as ``dscnet_voc_animals`` for configs/dscnet/voc_animals.py.
+    """
+    # Resolved, because a path seen from the config's own folder does not name that folder.
+    resolved = Path(path).resolve()
+    return f'{resolved.parent.name}_{resolved.stem}'
 
 
 def prepare_cpu_launch(cfg: Config) -> None:

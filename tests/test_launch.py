@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -9,12 +11,14 @@ from mmdscnet.launch import (
     enable_test_time_augmentation,
     prepare_cpu_launch,
     read_run_config,
+    run_name,
 )
 
 
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / 'tiny.py'
+    path = tmp_path / 'cam' / 'tiny.py'
+    path.parent.mkdir()
     path.write_text("model = dict(type='A', depth=1)\n")
     return str(path)
 
@@ -39,10 +43,27 @@ def test_options_overwrite_the_config(config):
 
 
 def test_work_dir_of_command_line_comes_before_config_and_name(config):
-    assert read_run_config(config).work_dir == 'work_dirs/tiny'
+    assert read_run_config(config).work_dir == 'work_dirs/cam_tiny'
     options = {'work_dir': 'from_config'}
     assert read_run_config(config, options=options).work_dir == 'from_config'
     assert read_run_config(config, 'from_flag', options).work_dir == 'from_flag'
+
+
+@pytest.mark.parametrize(
+    ('path', 'name'),
+    [
+        ('configs/dscnet/voc_animals.py', 'dscnet_voc_animals'),
+        ('/elsewhere/configs/cam/shapes.py', 'cam_shapes'),
+        ('configs/cam/../dscnet/shapes.py', 'dscnet_shapes'),
+    ],
+)
+def test_run_is_named_by_folder_and_file_of_its_config(path, name):
+    assert run_name(path) == name
+
+
+def test_run_is_named_by_its_folder_from_within_it(config, monkeypatch):
+    monkeypatch.chdir(Path(config).parent)
+    assert run_name('tiny.py') == run_name('../cam/tiny.py') == 'cam_tiny'
 
 
 def test_missing_checkpoint_error_names_the_path():

@@ -23,6 +23,7 @@ sys.path.append(str(ROOT))
 
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import Judgement, train_and_judge
+from mmdscnet.atomic_write import atomic_path
 from mmdscnet.datasets import read_label_classes
 from mmdscnet.pseudo_labels import write_palette_png
 from mmdscnet.visualization import CAMGridRow, draw_cam_grid, draw_threshold_curve
@@ -35,14 +36,24 @@ REAL_EPOCHS = 4
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        help='default: work_dirs/demo, and with --data work_dirs/demo/<name of its folder>',
+    )
     parser.add_argument('--data', type=Path, help='folder in VOC layout; default: shapes')
     parser.add_argument(
         '--weights',
         help='with --data: ImageNet weights of MobileNetV2, key names of mmpretrain; default: '
-        'mobilenet_v2*.pth in a folder weights/ beside the data, else the model zoo',
+        'mobilenet_v2*.pth in a folder weights/ beside the data, else the model zoo. A file is '
+        'expected to have been trained with inputs (x - 127.5) / 127.5 in RGB; the weights of the '
+        'model zoo are used with the mean and std of ImageNet',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.work_dir is None:
+        # Results of generated and of real images must not mix.
+        args.work_dir = Path('work_dirs/demo', args.data.resolve().name if args.data else '')
+    return args
 
 
 def make_config(args: argparse.Namespace, method: str) -> Config:
@@ -225,7 +236,8 @@ def main() -> None:
     draw_results(args.work_dir, runner, judgements)
     written = export_pseudo_labels(runner, args.work_dir / 'pseudo_labels')
     summary = {method: judgement._asdict() for method, judgement in judgements.items()}
-    (args.work_dir / 'summary.json').write_text(json.dumps(summary, indent=1))
+    with atomic_path(args.work_dir / 'summary.json') as temporary:
+        temporary.write_text(json.dumps(summary, indent=1))
     print(f'\nCAM mIoU (%) on val, {judgements["M4"].labels.replace("_", " ")}, one seed:')
     for method, result in judgements.items():
         print(f'  {method}: {result.judged:.2f} at bg_thr={result.bg_thr} (chosen on train)')

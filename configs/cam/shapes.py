@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/cam_r18-small.py',
     '../_base_/datasets/shapes.py',
-    '../_base_/schedules/poly_8e.py',
+    '../_base_/schedules/poly.py',
     '../_base_/default_runtime.py',
 ]
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-2))

@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/cam_r50-d8.py',
     '../_base_/datasets/voc.py',
-    '../_base_/schedules/poly_8e.py',
+    '../_base_/schedules/poly.py',
     '../_base_/default_runtime.py',
 ]
 # The recipe of SEAM and its descendants. Their optimiser passes the weight decay as momentum, so

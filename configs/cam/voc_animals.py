@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/cam_mobilenetv2.py',
     '../_base_/datasets/voc_animals.py',
-    '../_base_/schedules/poly_8e.py',
+    '../_base_/schedules/poly.py',
     '../_base_/default_runtime.py',
 ]
 model = dict(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.runner import Runner, TestLoop
+from torch.utils.data import DataLoader
 
 
 class Judgement(NamedTuple):
@@ -26,19 +27,21 @@ class Judgement(NamedTuple):
     labels: str
 
 
-def judge(runner: Runner) -> Judgement:
+def judge(runner: Runner, loaders: dict[str, DataLoader] | None = None) -> Judgement:
     """Choose the threshold on ``val_dataloader`` and judge it on ``test_dataloader``.
 
     Args:
         runner: Runner with a trained model, of a config whose two evaluators are one
             ``CAMIoUMetric`` each. A model with test-time augmentation needs the augmenting
             pipeline in both data loaders.
+        loaders: Both data loaders, from :func:`build_loaders`, which makes them without it.
 
     Returns:
         The judgement.
     """
-    chosen, _ = _measure(runner, 'val', None)
-    judged, labels = _measure(runner, 'test', chosen['best_bg_thr'])
+    loaders = loaders or build_loaders(runner)
+    chosen, _ = _measure(runner, loaders, 'val', None)
+    judged, labels = _measure(runner, loaders, 'test', chosen['best_bg_thr'])
     return Judgement(
         bg_thr=chosen['best_bg_thr'],
         chosen_on=chosen['best_mIoU'],
@@ -60,13 +63,32 @@ def train_and_judge(cfg: Config) -> tuple[Runner, Judgement]:
     # mmengine evaluates after the last epoch whatever the interval; only this switches it off.
     cfg.train_cfg.val_begin = sys.maxsize
     runner = Runner.from_cfg(cfg)
+    # Before the training: a data set that cannot be judged should not cost one.
+    loaders = build_loaders(runner)
     runner.train()
-    return runner, judge(runner)
+    return runner, judge(runner, loaders)
 
 
-def _measure(runner: Runner, split: str, bg_thr: float | None) -> tuple[dict[str, float], str]:
+def build_loaders(runner: Runner) -> dict[str, DataLoader]:
+    """Build, and by that check, the data on which a model is judged.
+
+    Args:
+        runner: Runner of a config with ``val_dataloader`` and ``test_dataloader``.
+
+    Returns:
+        The data loaders ``val`` and ``test``.
+    """
+    return {
+        split: runner.build_dataloader(runner.cfg[f'{split}_dataloader'], seed=runner.seed)
+        for split in ('val', 'test')
+    }
+
+
+def _measure(
+    runner: Runner, loaders: dict[str, DataLoader], split: str, bg_thr: float | None
+) -> tuple[dict[str, float], str]:
     # The test loop for both splits: only it runs models with test-time augmentation.
     evaluator = dict(runner.cfg[f'{split}_evaluator'], bg_thr=bg_thr)
-    metrics = TestLoop(runner, runner.cfg[f'{split}_dataloader'], evaluator).run()
+    metrics = TestLoop(runner, loaders[split], evaluator).run()
     mode = next(iter(metrics)).split('/')[0]
     return {name.removeprefix(f'{mode}/'): value for name, value in metrics.items()}, mode

@@ -25,7 +25,7 @@ def check_image_complete(file: BinaryIO, path: str | Path) -> None:
 
     OpenCV fills the missing part of a truncated JPEG with grey and says nothing. A file that ends
     with its format's end marker passes at once; of any other file (some cameras append bytes) a
-    full decoding decides.
+    full decoding decides. Damage in the middle of a file with an intact end is not found.
 
     Args:
         file: The opened image file, or its bytes in a ``BytesIO``.

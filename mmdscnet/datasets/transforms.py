@@ -111,16 +111,8 @@ class PackWSSSInputs(PackSegInputs):
 
     The labels travel in the meta information of the data sample, the only part of it that mmseg
     hands to ``decode_head.predict``. A sample with ``gt_image_label`` is judged with labels given,
-    one without it with labels predicted.
-
-    Args:
-        with_image_label: Whether to pack ``gt_image_label`` where the data set has it.
-        **kwargs: Arguments of ``PackSegInputs``.
+    one without it, as a data set with ``image_labels=None`` gives, with labels predicted.
     """
-
-    def __init__(self, with_image_label: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.with_image_label = with_image_label
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Pack image, masks and labels.
@@ -132,6 +124,6 @@ class PackWSSSInputs(PackSegInputs):
             ``inputs``, a tensor of shape (3, H, W), and ``data_samples``, a ``SegDataSample``.
         """
         packed = super().transform(results)
-        if self.with_image_label and 'gt_image_label' in results:
+        if 'gt_image_label' in results:
             packed['data_samples'].set_metainfo({'gt_image_label': results['gt_image_label']})
         return packed

@@ -237,8 +237,7 @@ class VOCLayoutDataset(BaseSegDataset):
         )
 
     def _check_files(self, data_list: list[dict[str, Any]]) -> None:
-        mask_folder = self.data_prefix.get('seg_map_path')
-        with_masks = self.test_mode and mask_folder is not None and os.path.isdir(mask_folder)
+        with_masks = self.test_mode and 'seg_map_path' in self.data_prefix
         if with_masks:
             self._check_present(data_list, 'seg_map_path')
         allowed = {*range(len(self._source_classes())), self.ignore_index}

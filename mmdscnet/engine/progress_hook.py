@@ -13,7 +13,8 @@ from mmseg.registry import HOOKS
 class ProgressHook(Hook):
     """Show the share done, the loss and the time left, on one line that is written over.
 
-    Where standard error is no terminal, ten lines a training instead.
+    Where standard error is no terminal, ten lines a training instead. After a resume the share done
+    is that of the whole training, and the time left comes from the steps since.
 
     Args:
         name: Put in front of the line.
@@ -22,14 +23,16 @@ class ProgressHook(Hook):
     def __init__(self, name: str) -> None:
         self.name = name
         self.start = 0.0
+        self.first_step = 0
 
     def before_train(self, runner: Runner) -> None:
         """Start the clock.
 
         Args:
-            runner: Not used.
+            runner: The runner, at its first step or, resumed, at a later one.
         """
         self.start = time.monotonic()
+        self.first_step = runner.iter
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
@@ -46,7 +49,7 @@ class ProgressHook(Hook):
         terminal = sys.stderr.isatty()
         if not terminal and done % max(total // 10, 1):
             return
-        left = (time.monotonic() - self.start) / done * (total - done)
+        left = (time.monotonic() - self.start) / (done - self.first_step) * (total - done)
         loss = outputs['loss'].item() if outputs else float('nan')
         bar = '#' * (20 * done // total)
         line = f'{self.name} [{bar:<20}] {done}/{total} steps, loss {loss:.3f}, {left:.0f} s left'

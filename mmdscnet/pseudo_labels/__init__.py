@@ -1,5 +1,5 @@
 """Pseudo labels on disk."""
 
-from mmdscnet.pseudo_labels.palette_png import read_label_map, write_palette_png
+from mmdscnet.pseudo_labels.palette_png import write_palette_png
 
-__all__ = ['read_label_map', 'write_palette_png']
+__all__ = ['write_palette_png']

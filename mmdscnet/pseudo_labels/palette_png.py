@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmdscnet.atomic_write import atomic_path
 
@@ -20,15 +20,14 @@ def write_palette_png(
     Args:
         path: File to write; missing parent folders are made.
         label_map: Class ids, 255 for void, uint8, shape (H, W).
-        palette: One (red, green, blue) in 0..255 a class, at most 256. Filled up to 256 with
-            black, and 255 with VOC's void colour.
+        palette: As for :func:`fill_palette`, which gives the colours of the file.
 
     Raises:
         TypeError: If ``label_map`` is not a uint8 array.
         ValueError: If ``label_map`` is not (H, W) or has an id without colour, or ``palette`` is
             not a list of colours.
     """
-    colours = _filled_palette(palette)
+    colours = fill_palette(palette)
     if not isinstance(label_map, np.ndarray) or label_map.dtype != np.uint8:
         kind = getattr(label_map, 'dtype', type(label_map).__name__)
         raise TypeError(f'{path}: label_map is {kind}, not a numpy array of uint8; convert it')
@@ -44,43 +43,23 @@ def write_palette_png(
             f'{len(palette)}; give one colour a class, background included'
         )
     image = Image.fromarray(label_map)
-    image.putpalette(colours)
+    image.putpalette(colours.tobytes())
     with atomic_path(path) as temporary:
         image.save(temporary, format='PNG')
 
 
-def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the class ids of a palette or grey PNG.
+def fill_palette(palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Give every id of a byte a colour: black without a class, and 255 VOC's void colour.
 
     Args:
-        path: PNG of mode P or L.
+        palette: One (red, green, blue) in 0..255 a class, at most 256.
 
     Returns:
-        Class ids, uint8, shape (H, W).
+        Colour of each id, uint8, shape (256, 3).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or holds colours instead of ids.
+        ValueError: If ``palette`` is not a list of colours.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path}: no such label map; check the folder and the suffix')
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, label_map = image.mode, np.array(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(
-            f'{path}: not a readable image ({error}); write or download it again'
-        ) from error
-    if mode not in ('P', 'L'):
-        raise ValueError(
-            f'{path}: an image of mode {mode}, not of class ids; save it as a palette (P) or grey '
-            '(L) PNG whose values are the ids'
-        )
-    return label_map
-
-
-def _filled_palette(palette: Sequence[Sequence[int]]) -> list[int]:
     colours = np.asarray(palette)
     if colours.ndim != 2 or colours.shape[1] != 3 or len(colours) > 256:
         raise ValueError(
@@ -92,4 +71,4 @@ def _filled_palette(palette: Sequence[Sequence[int]]) -> list[int]:
     filled = np.zeros((256, 3), dtype=np.uint8)
     filled[VOID_ID] = VOID_COLOUR
     filled[: len(colours)] = colours
-    return filled.flatten().tolist()
+    return filled

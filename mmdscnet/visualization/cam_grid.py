@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmdscnet.atomic_write import atomic_path
+from mmdscnet.pseudo_labels.palette_png import VOID_ID, fill_palette
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 CELL = 240  # Longest side of a panel, in pixels.
 GAP = 8
 LINE = 22  # Height of a line of text.
-VOID_ID = 255
-VOID_COLOUR = (224, 224, 192)
 INK = (34, 34, 34)
 PAPER = (255, 255, 255)
 FAINT = (238, 238, 238)
@@ -71,8 +70,8 @@ def draw_cam_grid(
         classes: Names of the classes, background first.
 
     Raises:
-        ValueError: If there is no row, palette and classes differ in length, or a map does not
-            fit its image, the classes or its range.
+        ValueError: If there is no row, palette is not a list of colours or differs from classes
+            in length, or a map does not fit its image, the classes or its range.
     """
     if not rows:
         raise ValueError('rows is empty: give at least one CAMGridRow')
@@ -83,7 +82,7 @@ def draw_cam_grid(
         )
     for row in rows:
         _check_row(row, len(classes))
-    colours = _colour_table(palette)
+    colours = fill_palette(palette)
     panels = [_row_panels(row, colours, classes) for row in rows]
     kept = [i for i in range(len(HEADERS)) if any(row[i].picture for row in panels)]
     sheet = _paste_sheet([[row[i] for i in kept] for row in panels], [HEADERS[i] for i in kept])
@@ -93,13 +92,6 @@ def draw_cam_grid(
     page.paste(legend, (0, sheet.height))
     with atomic_path(path) as temporary:
         page.save(temporary, format='PNG')
-
-
-def _colour_table(palette: Sequence[Sequence[int]]) -> np.ndarray:
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    colours[VOID_ID] = VOID_COLOUR
-    colours[: len(palette)] = palette
-    return colours
 
 
 def _check_row(row: CAMGridRow, num_classes: int) -> None:

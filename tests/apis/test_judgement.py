@@ -1,10 +1,13 @@
 """A classifier of one image through mmengine's Runner, with cams whose best threshold is known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
@@ -150,9 +153,20 @@ def test_loops_get_the_data_of_their_split(monkeypatch):
     monkeypatch.setattr(module, 'TestLoop', FakeLoop)
     loaders = dict(val_dataloader='val', test_dataloader='test')
     evaluators = dict(val_evaluator=dict(type='A'), test_evaluator=dict(type='B'))
-    runner = type('FakeRunner', (), dict(cfg=Config(dict(**loaders, **evaluators))))()
+    runner = SimpleNamespace(
+        cfg=Config(dict(**loaders, **evaluators)),
+        seed=0,
+        build_dataloader=lambda loader, seed: f'{loader} of seed {seed}',
+    )
     assert judge(runner) == Judgement(0.3, 50.0, 40.0, 50.0, 'labels_given')
     assert calls == [
-        ('val', dict(type='A', bg_thr=None)),
-        ('test', dict(type='B', bg_thr=0.3)),
+        ('val of seed 0', dict(type='A', bg_thr=None)),
+        ('test of seed 0', dict(type='B', bg_thr=0.3)),
     ]
+
+
+def test_unfit_test_data_is_found_before_the_training(cfg, monkeypatch):
+    cfg.test_dataloader.dataset.unknown = 1
+    monkeypatch.setattr(Runner, 'train', lambda runner: pytest.fail('trained'))
+    with pytest.raises(TypeError, match='unknown'):
+        train_and_judge(cfg)

@@ -117,11 +117,6 @@ def test_label_is_packed_into_the_metainfo(info):
     assert sample.img_path == info['img_path']
 
 
-def test_label_is_left_out_when_it_is_to_be_predicted(info):
-    pack = {'type': 'PackWSSSInputs', 'with_image_label': False}
-    assert 'gt_image_label' not in _build('LoadCheckedImage', pack)(info)['data_samples']
-
-
 def test_sample_without_label_packs_as_stock_does(info):
     del info['gt_image_label']
     ours = _build('LoadCheckedImage', 'LoadCheckedMask', 'PackWSSSInputs')(

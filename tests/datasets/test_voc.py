@@ -94,7 +94,12 @@ def test_training_neither_needs_nor_opens_masks(voc_folder):
     assert len(_build(voc_folder)) == 3
     shutil.rmtree(voc_folder / 'SegmentationClass')
     assert len(_build(voc_folder)) == 3
-    assert len(_build(voc_folder, test_mode=True)) == 3
+
+
+def test_judging_without_a_mask_folder_is_refused(voc_folder):
+    shutil.rmtree(voc_folder / 'SegmentationClass')
+    with pytest.raises(FileNotFoundError, match='3 of 3 masks.*leave seg_map_path out'):
+        _build(voc_folder, test_mode=True)
 
 
 def test_data_prefix_without_masks_gives_infos_without_masks(voc_folder):

@@ -43,6 +43,12 @@ def test_line_tells_name_share_loss_and_time_left(train):
     assert second.rstrip() == 'M4 [##########          ] 2/4 steps, loss 1.000, 2 s left'
 
 
+def test_time_left_of_a_resumed_training_comes_from_its_own_steps(train):
+    first, second, *_ = train(10, terminal=True, start=6).split('\r')
+    assert first.rstrip() == 'M4 [##############      ] 7/10 steps, loss 6.000, 3 s left'
+    assert second.rstrip() == 'M4 [################    ] 8/10 steps, loss 7.000, 2 s left'
+
+
 @pytest.mark.parametrize(('steps', 'lines'), [(200, 10), (4, 4), (1, 1)])
 def test_a_file_gets_at_most_ten_lines(train, steps, lines):
     written = train(steps, terminal=False).splitlines()
@@ -53,6 +59,6 @@ def test_a_file_gets_at_most_ten_lines(train, steps, lines):
 
 def test_missing_losses_do_not_stop_the_training(monkeypatch, capsys):
     hook = HOOKS.build(dict(type='ProgressHook', name='M0'))
-    hook.before_train(SimpleNamespace())
+    hook.before_train(SimpleNamespace(iter=0))
     hook.after_train_iter(SimpleNamespace(iter=0, max_iters=1), batch_idx=0)
     assert '1/1 steps, loss nan' in capsys.readouterr().err

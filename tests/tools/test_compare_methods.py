@@ -1,4 +1,5 @@
 import json
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -41,17 +42,6 @@ def trained(tool, monkeypatch):
 
 def judged(value, bg_thr=0.3):
     return Judgement(bg_thr, chosen_on=50.0, judged=value, best=60.0, labels='labels_given')
-
-
-@pytest.mark.parametrize(
-    ('path', 'name'),
-    [
-        ('configs/dscnet/voc_animals.py', 'dscnet_voc_animals'),
-        ('/elsewhere/configs/cam/shapes.py', 'cam_shapes'),
-    ],
-)
-def test_run_is_named_by_folder_and_file_of_its_config(tool, path, name):
-    assert tool.run_name(path) == name
 
 
 @pytest.mark.parametrize(
@@ -117,6 +107,39 @@ def test_judgement_of_an_earlier_call_is_read(tool, args, config, trained):
     path.write_text(json.dumps(judged(12.5)._asdict()))
     assert tool.run_seed(config, 0, args) == {MODES[0]: judged(12.5)}
     assert trained == []
+
+
+def test_judgement_of_another_config_is_refused(tool, args, config, trained):
+    tool.run_seed(config, 0, args)
+    args.cfg_options = dict(lr=0.5)
+    folder = 'cam_toy/seed_0'
+    with pytest.raises(ValueError, match=f'{folder}/config.txt is another.* --work-dir, or delete'):
+        tool.run_seed(config, 0, args)
+    assert len(trained) == 1
+    shutil.rmtree(args.work_dir / folder)
+    tool.run_seed(config, 0, args)
+    assert len(trained) == 2
+
+
+def test_judgement_is_reused_where_the_work_dir_was_moved_to(tool, args, config, trained):
+    first = tool.run_seed(config, 0, args)
+    args.work_dir = args.work_dir.rename(args.work_dir.with_name('moved'))
+    assert tool.run_seed(config, 0, args) == first
+    assert len(trained) == 1
+
+
+def test_config_is_kept_before_the_run(tool, args, config, monkeypatch):
+    path = args.work_dir / 'cam_toy' / 'seed_0' / 'config.txt'
+    texts = []
+
+    def train_and_judge(cfg):
+        texts.append(path.read_text())
+        return None, judged(40.0)
+
+    monkeypatch.setattr(tool, 'train_and_judge', train_and_judge)
+    tool.run_seed(config, 0, args)
+    assert 'lr = 1.0' in texts[0]
+    assert 'seed=0' in texts[0]
 
 
 def test_an_interrupted_run_leaves_no_judgement(tool, args, config, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,6 +61,25 @@ def item():
     sample.gt_sem_seg = PixelData(data=truth)
     image = torch.randint(0, 256, (3, 64, 48), dtype=torch.uint8)
     return dict(inputs=image, data_samples=sample)
+
+
+# ------------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(
+    ('options', 'work_dir'),
+    [
+        ([], 'work_dirs/demo'),
+        (['--data', 'sets/pets/'], 'work_dirs/demo/pets'),
+        (['--data', '.'], 'work_dirs/demo/here'),
+        (['--data', 'pets', '--work-dir', 'own'], 'own'),
+    ],
+)
+def test_each_folder_of_images_has_its_own_work_dir(tool, tmp_path, monkeypatch, options, work_dir):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    monkeypatch.setattr(tool.sys, 'argv', ['demo.py', *options])
+    assert tool.parse_args().work_dir == Path(work_dir)
 
 
 # ------------------------------------------------------------------------------ a folder of images

@@ -2,7 +2,7 @@
 
 The background threshold of a run is chosen on its val_dataloader and judged on its test_dataloader.
 A run that is already judged in the work dir is not run again, so an interrupted comparison goes on
-where it stopped.
+where it stopped. Beside its judgements a run keeps its config, and another config is refused there.
 """
 
 import argparse
@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import Judgement, judge, train_and_judge
 from mmdscnet.atomic_write import atomic_path
-from mmdscnet.launch import enable_test_time_augmentation, read_run_config
+from mmdscnet.launch import enable_test_time_augmentation, read_run_config, run_name
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,12 +33,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true', help='judge over scales and flips as well')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     return parser.parse_args()
-
-
-def run_name(config: str) -> str:
-    """Name a config by its folder and file, such as ``dscnet_voc_animals``."""
-    path = Path(config)
-    return f'{path.parent.name}_{path.stem}'
 
 
 def run_seed(config: str, seed: int, args: argparse.Namespace) -> dict[str, Judgement]:
@@ -53,9 +47,12 @@ def run_seed(config: str, seed: int, args: argparse.Namespace) -> dict[str, Judg
         Judgement by protocol: ``single scale`` and, if asked for, ``scales and flips``.
     """
     work_dir = args.work_dir / run_name(config) / f'seed_{seed}'
-    cfg = read_run_config(config, str(work_dir), args.cfg_options)
+    cfg = read_run_config(config, options=args.cfg_options)
     cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     cfg.experiment_name = f'{run_name(config)}_{seed}'
+    # Before the config knows its folder, which may be moved, or named from elsewhere.
+    keep_config(work_dir / 'config.txt', cfg.pretty_text)
+    cfg.work_dir = str(work_dir)
     protocols = {'single scale': judge_trained}
     if args.tta:
         protocols['scales and flips'] = judge_augmented
@@ -63,6 +60,27 @@ def run_seed(config: str, seed: int, args: argparse.Namespace) -> dict[str, Judg
         protocol: judge_once(work_dir / f'{protocol.replace(" ", "_")}.json', judge_run, cfg)
         for protocol, judge_run in protocols.items()
     }
+
+
+def keep_config(path: Path, text: str) -> None:
+    """Write the config of a run, or compare it with what an earlier call wrote.
+
+    Args:
+        path: File of the config's text, in the folder of the run.
+        text: The config.
+
+    Raises:
+        ValueError: If the file holds another config.
+    """
+    if path.is_file():
+        if path.read_text() != text:
+            raise ValueError(
+                f'{path} is another config than the one to run, so what is judged there is not '
+                f'reused: give another --work-dir, or delete the folder {path.parent}'
+            )
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
 
 
 def judge_once(result: Path, judge_run: Callable[[Config], Judgement], cfg: Config) -> Judgement:

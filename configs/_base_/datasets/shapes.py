@@ -9,7 +9,7 @@ train_pipeline = [
     dict(type='PackWSSSInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadCheckedImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadCheckedMask'),
     dict(type='PackWSSSInputs'),
 ]

@@ -12,12 +12,12 @@ train_pipeline = [
     dict(type='PackWSSSInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadCheckedImage'),
+    dict(type='LoadImageFromFile'),
     dict(type='LoadCheckedMask'),
     dict(type='PackWSSSInputs'),
 ]
 tta_pipeline = [
-    dict(type='LoadCheckedImage'),
+    dict(type='LoadImageFromFile'),
     dict(
         type='TestTimeAug',
         transforms=[

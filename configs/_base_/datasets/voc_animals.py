@@ -11,14 +11,14 @@ train_pipeline = [
     dict(type='PackWSSSInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadCheckedImage'),
+    dict(type='LoadImageFromFile'),
     # One scale of 1.5 does here what four scales with flips do (chosen on images of train).
     dict(type='Resize', scale_factor=1.5, keep_ratio=True),
     dict(type='LoadCheckedMask'),
     dict(type='PackWSSSInputs'),
 ]
 tta_pipeline = [
-    dict(type='LoadCheckedImage'),
+    dict(type='LoadImageFromFile'),
     dict(
         type='TestTimeAug',
         transforms=[
@@ -48,7 +48,6 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='ImageSets/Segmentation/mini_train.txt',
         image_labels='image_labels.json',
-        allow_extra_labels=True,
         metainfo=metainfo,
         pipeline=train_pipeline,
     ),
@@ -64,7 +63,6 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file='ImageSets/Segmentation/train.txt',
         image_labels='image_labels.json',
-        allow_extra_labels=True,
         metainfo=metainfo,
         test_mode=True,
         pipeline=test_pipeline,
@@ -81,7 +79,6 @@ test_dataloader = dict(
         data_root=data_root,
         ann_file='ImageSets/Segmentation/val.txt',
         image_labels='image_labels.json',
-        allow_extra_labels=True,
         metainfo=metainfo,
         test_mode=True,
         pipeline=test_pipeline,

@@ -60,6 +60,13 @@ class CAMHead(BaseModule):
             raise ValueError(
                 f'num_classes={num_classes} must count the background and at least one class'
             )
+        if not (0 <= bg_thr < 1 and 0 <= score_thr <= 1):
+            raise ValueError(
+                f'bg_thr={bg_thr} must lie in [0, 1), where CAMs live, and '
+                f'score_thr={score_thr}, a probability, in [0, 1]'
+            )
+        if bg_alpha is not None and bg_alpha <= 0:
+            raise ValueError(f'bg_alpha={bg_alpha} must be positive, or None for a constant bg_thr')
         self.in_index = in_index
         self.num_classes = num_classes
         self.out_channels = num_classes
@@ -146,7 +153,7 @@ class CAMHead(BaseModule):
             Scores in [0, 1], background first, at the size of the input, shape (N, K + 1, H, W).
 
         Raises:
-            ValueError: If the segmentor cuts the image into windows.
+            ValueError: If the segmentor cuts the image into windows or pads it.
         """
         test_cfg = test_cfg or {}
         if test_cfg.get('mode') == 'slide':
@@ -154,7 +161,14 @@ class CAMHead(BaseModule):
                 "test_cfg.mode='slide' would normalise the CAMs of each window to its own peak: "
                 "use mode='whole'"
             )
+        if any(any(meta.get('img_padding_size', ())) for meta in img_metas):
+            raise ValueError(
+                'the CAMs of a padded image would depend on the size of its batch mates: test with '
+                'batch_size=1 and without data_preprocessor.test_cfg'
+            )
         image_labels = self.stack_image_labels(img_metas)
+        if image_labels is None:
+            image_labels = self.stack_image_labels(img_metas, 'pred_image_label')
         if image_labels is None:
             image_labels = self.predict_labels(self.plain_evidence(feats))
         evidence = self.forward if test_cfg.get('refine', True) else self.plain_evidence
@@ -192,11 +206,15 @@ class CAMHead(BaseModule):
         cams = normalize_cams(cam_logits, image_labels)
         return torch.cat([background_score(cams, self.bg_thr, self.bg_alpha), cams], dim=1)
 
-    def stack_image_labels(self, img_metas: list[dict]) -> Tensor | None:
+    def stack_image_labels(
+        self, img_metas: list[dict], key: str = 'gt_image_label'
+    ) -> Tensor | None:
         """Collect the image-level labels of a batch.
 
         Args:
             img_metas: Meta information of the images.
+            key: Where to look: ``gt_image_label``, or ``pred_image_label`` for labels that
+                ``CAMTTAModel`` predicted from all views of an image.
 
         Returns:
             Labels in {0, 1} on the head's device, shape (N, K); None if no image has one.
@@ -204,28 +222,29 @@ class CAMHead(BaseModule):
         Raises:
             ValueError: If only some images have a label, or one has another class count.
         """
-        if not any('gt_image_label' in meta for meta in img_metas):
+        if not any(key in meta for meta in img_metas):
             return None
         for meta in img_metas:
-            self.check_image_label(meta)
-        labels = np.stack([meta['gt_image_label'] for meta in img_metas])
+            self.check_image_label(meta, key)
+        labels = np.stack([meta[key] for meta in img_metas])
         stacked = torch.from_numpy(labels.astype(np.float32))
         return stacked.to(self.classifier.weight.device, non_blocking=True)
 
-    def check_image_label(self, img_meta: dict) -> None:
+    def check_image_label(self, img_meta: dict, key: str) -> None:
         """Check that an image has a label, and one that fits the head.
 
         Args:
             img_meta: Meta information of the image.
+            key: Where its label is.
 
         Raises:
             ValueError: If it has no label or one of another class count.
         """
         image = img_meta.get('img_path', 'an image')
-        label = img_meta.get('gt_image_label')
+        label = img_meta.get(key)
         if label is None:
             raise ValueError(
-                f'{image} has no gt_image_label but others of its batch have: label all images of '
+                f'{image} has no {key} but others of its batch have: label all images of '
                 'the data set or none'
             )
         if len(label) != self.num_classes - 1:

@@ -54,6 +54,10 @@ class DSCHead(CAMHead):
     do not depend on its batch mates.
 
     Note:
+        An image's nodes are those of its labelled classes, so the loss on the refined scores can in
+        part be met by reading which nodes there are, without locating anything.
+
+    Note:
         The refined classifier is written as the sum of two 1x1 convolutions, one on the features
         and one on the enriched pixels: the same function as one on their concatenation (Eq. 11).
         The first starts as a copy of the CAM classifier and the second at zero, so that training
@@ -257,16 +261,20 @@ class DSCHead(CAMHead):
     def update_memory(self, batch: ImageContext) -> None:
         """Move the class memory towards the class nodes of the global batch.
 
+        A class whose nodes are not finite is left out: mixed precision skips such a step for the
+        parameters, and a buffer must not remember it either.
+
         Args:
             batch: Context of the global batch; the same on every rank, and so is the memory.
         """
         nodes = make_class_nodes(batch.groups, batch.probabilities)
         count = batch.valid.sum(dim=0).unsqueeze(1)
         mean = (nodes * batch.valid.unsqueeze(2)).sum(dim=0) / count.clamp_min(1)
+        seen = (count > 0) & mean.isfinite().all(dim=1, keepdim=True)
         kept = self.memory_momentum * self.memory_valid.unsqueeze(1)
         moved = kept * self.memory + (1 - kept) * mean
-        self.memory.copy_(torch.where(count > 0, moved, self.memory))
-        self.memory_valid.logical_or_(count.squeeze(1) > 0)
+        self.memory.copy_(torch.where(seen, moved, self.memory))
+        self.memory_valid.logical_or_(seen.squeeze(1))
 
 
 def gather_context(own: ImageContext) -> ImageContext:

@@ -15,8 +15,10 @@ class CAMTTAModel(BaseTTAModel):
     """Sum the class evidence of an image over scales and flips, then normalise it to CAMs.
 
     The order matters: CAMs that are normalised first weigh a view without evidence as much as one
-    with. mmseg's own ``SegTTAModel`` takes a softmax instead, which CAMs are not made for. Where no
-    labels are given, the classes are predicted from the merged evidence.
+    with. mmseg's own ``SegTTAModel`` takes a softmax instead, which CAMs are not made for.
+
+    Where no labels are given, the classes are predicted from the plain evidence of all views; a
+    head that refines its CAMs then refines every view under these same labels, in a second pass.
 
     Args:
         module: Config of the segmentor, whose head is a :class:`CAMHead`.
@@ -26,6 +28,27 @@ class CAMTTAModel(BaseTTAModel):
     def __init__(self, module: dict, **kwargs: Any) -> None:
         super().__init__(module, **kwargs)
         self.module.test_cfg = ConfigDict(self.module.test_cfg or {}, cam_output='logits')
+
+    def test_step(self, data: dict) -> list[SegDataSample]:
+        """Run all views of a batch and merge them.
+
+        Args:
+            data: ``inputs`` and ``data_samples``, each a list of views of a list of images.
+
+        Returns:
+            As :meth:`merge_preds`.
+        """
+        views = data['data_samples']
+        refines = getattr(self.module.decode_head, 'dual_stream', False)
+        if refines and not any('gt_image_label' in sample for sample in views[0]):
+            test_cfg = self.module.test_cfg
+            self.module.test_cfg = ConfigDict(test_cfg, refine=False)
+            plain = super().test_step(data)
+            self.module.test_cfg = test_cfg
+            for view in views:
+                for sample, merged in zip(view, plain, strict=True):
+                    sample.set_metainfo(dict(pred_image_label=merged.pred_image_label))
+        return super().test_step(data)
 
     def merge_preds(self, data_samples_list: list[list[SegDataSample]]) -> list[SegDataSample]:
         """Merge the views of each image.
@@ -52,11 +75,14 @@ class CAMTTAModel(BaseTTAModel):
         head = self.module.decode_head
         # The mean, not the sum, keeps the image scores comparable with those of a single view.
         cam_logits = torch.stack([view.seg_logits.data[1:] for view in views]).mean(dim=0)
-        image_labels = head.stack_image_labels([views[0].metainfo])
+        merged = views[0]
+        image_labels = head.stack_image_labels([merged.metainfo])
+        if image_labels is None:
+            image_labels = head.stack_image_labels([merged.metainfo], 'pred_image_label')
         if image_labels is None:
             image_labels = head.predict_labels(cam_logits[None])
+            merged.set_metainfo(dict(pred_image_label=image_labels[0].cpu().numpy()))
         scores = head.score_maps(cam_logits[None], image_labels)[0]
-        merged = views[0]
         merged.seg_logits = PixelData(data=scores)
         merged.pred_sem_seg = PixelData(data=scores.argmax(dim=0, keepdim=True))
         return merged

@@ -221,3 +221,23 @@ def test_segmentor_predicts_without_samples(build_segmentor):
     with torch.no_grad():
         results = segmentor.predict(torch.randn(2, 3, 32, 32))
     assert results[0].seg_logits.data.shape == (4, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ('setting', 'message'),
+    [
+        (dict(bg_thr=1.5), r'bg_thr=1\.5 must lie in \[0, 1\)'),
+        (dict(score_thr=7), r'score_thr=7, a probability'),
+        (dict(bg_alpha=-1), r'bg_alpha=-1 must be positive'),
+    ],
+)
+def test_setting_outside_its_range_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(dict(type='CAMHead', in_channels=6, num_classes=4, **setting))
+
+
+def test_padded_image_is_refused():
+    head = MODELS.build(dict(type='CAMHead', in_channels=6, num_classes=4))
+    meta = dict(img_shape=(8, 8), img_padding_size=[0, 3, 0, 0])
+    with pytest.raises(ValueError, match='test with batch_size=1'):
+        head.predict([torch.zeros(1, 6, 2, 2)], [meta], test_cfg=None)

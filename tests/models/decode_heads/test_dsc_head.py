@@ -351,6 +351,15 @@ def filled_context(value=1.0, classes=(0, 1, 2, 3), images=2):
     return ImageContext(groups, valid, torch.diag_embed(valid.float()), groups, valid)
 
 
+def test_class_memory_forgets_a_batch_that_is_not_finite(build_head):
+    head = build_head('m4')
+    head.update_memory(filled_context(2.0, classes=(0, 1)))
+    head.update_memory(filled_context(float('inf'), classes=(0, 3)))
+    assert head.memory[:2].eq(2.0).all()
+    assert head.memory.isfinite().all()
+    assert head.memory_valid.tolist() == [True, True, False, False]
+
+
 def test_class_memory_is_a_moving_average(build_head):
     head = build_head('m4', memory_momentum=0.9)
     head.update_memory(filled_context(2.0, classes=(0, 1)))

@@ -196,14 +196,35 @@ def test_refined_evidence_is_merged_over_scales_and_flips(refined_tta_model, ima
     torch.testing.assert_close(result.seg_logits.data[1:], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_one_plain_view_equals_the_segmentor_that_refines(refined_tta_model, image_info):
-    image_info['gt_image_label'] = LABEL
+@pytest.mark.parametrize('labelled', [True, False])
+def test_one_plain_view_equals_the_segmentor_that_refines(refined_tta_model, image_info, labelled):
+    if labelled:
+        image_info['gt_image_label'] = LABEL
     with torch.no_grad():
         (result,) = refined_tta_model.test_step(load_views(image_info))
         refined_tta_model.module.test_cfg = ConfigDict(mode='whole')
         inner = {key: value[0] for key, value in load_views(image_info).items()}
         (expected,) = refined_tta_model.module.test_step(inner)
     torch.testing.assert_close(result.seg_logits.data, expected.seg_logits.data)
+
+
+def test_all_views_are_refined_under_the_same_predicted_labels(
+    refined_tta_model, image_info, monkeypatch
+):
+    seen = []
+    head = refined_tta_model.module.decode_head
+    forward = head.forward
+    monkeypatch.setattr(
+        head, 'forward', lambda feats, labels=None: seen.append(labels) or forward(feats, labels)
+    )
+    with torch.no_grad():
+        views = load_views(image_info, scales=(1.0, 1.5), flips=(False, True))
+        (result,) = refined_tta_model.test_step(views)
+    assert len(seen) == 4
+    assert all(torch.equal(labels, seen[0]) for labels in seen)
+    absent = seen[0][0] == 0
+    assert result.seg_logits.data[1:][absent].count_nonzero() == 0
+    assert 'gt_image_label' not in result
 
 
 def test_module_is_asked_for_evidence_and_keeps_its_test_config(tta_model):
