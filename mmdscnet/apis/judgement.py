@@ -89,6 +89,8 @@ def _measure(
 ) -> tuple[dict[str, float], str]:
     # The test loop for both splits: only it runs models with test-time augmentation.
     evaluator = dict(runner.cfg[f'{split}_evaluator'], bg_thr=bg_thr)
-    metrics = TestLoop(runner, loaders[split], evaluator).run()
+    # The log counts the images of the loop that the runner knows.
+    runner._test_loop = loop = TestLoop(runner, loaders[split], evaluator)
+    metrics = loop.run()
     mode = next(iter(metrics)).split('/')[0]
     return {name.removeprefix(f'{mode}/'): value for name, value in metrics.items()}, mode
