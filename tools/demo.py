@@ -70,6 +70,7 @@ def make_config(args: argparse.Namespace, method: str) -> Config:
     cfg = Config.fromfile(ROOT / 'configs' / METHODS[method] / f'{name}.py')
     cfg.work_dir = str(args.work_dir / method)
     cfg.log_level = 'WARNING'
+    cfg.visualizer.name = method
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='ProgressHook', name=method)]
     for loop in ('val', 'test'):
         cfg[f'{loop}_evaluator'].curve_path = str(args.work_dir / method / f'{loop}_curve.json')

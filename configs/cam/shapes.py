@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-2))
-train_cfg = dict(max_epochs=20, val_interval=20)
+train_cfg = dict(max_epochs=12, val_interval=12)
