@@ -156,19 +156,8 @@ class CAMHead(BaseModule):
             ValueError: If the segmentor cuts the image into windows or pads it.
         """
         test_cfg = test_cfg or {}
-        if test_cfg.get('mode') == 'slide':
-            raise ValueError(
-                "test_cfg.mode='slide' would normalise the CAMs of each window to its own peak: "
-                "use mode='whole'"
-            )
-        if any(any(meta.get('img_padding_size', ())) for meta in img_metas):
-            raise ValueError(
-                'the CAMs of a padded image would depend on the size of its batch mates: test with '
-                'batch_size=1 and without data_preprocessor.test_cfg'
-            )
+        refuse_windows_and_padding(img_metas, test_cfg)
         image_labels = self.stack_image_labels(img_metas)
-        if image_labels is None:
-            image_labels = self.stack_image_labels(img_metas, 'pred_image_label')
         if image_labels is None:
             image_labels = self.predict_labels(self.plain_evidence(feats))
         evidence = self.forward if test_cfg.get('refine', True) else self.plain_evidence
@@ -206,15 +195,12 @@ class CAMHead(BaseModule):
         cams = normalize_cams(cam_logits, image_labels)
         return torch.cat([background_score(cams, self.bg_thr, self.bg_alpha), cams], dim=1)
 
-    def stack_image_labels(
-        self, img_metas: list[dict], key: str = 'gt_image_label'
-    ) -> Tensor | None:
+    def stack_image_labels(self, img_metas: list[dict]) -> Tensor | None:
         """Collect the image-level labels of a batch.
 
         Args:
-            img_metas: Meta information of the images.
-            key: Where to look: ``gt_image_label``, or ``pred_image_label`` for labels that
-                ``CAMTTAModel`` predicted from all views of an image.
+            img_metas: Meta information of the images: ``gt_image_label``, or ``pred_image_label``
+                where ``CAMTTAModel`` predicted it from all views of an image.
 
         Returns:
             Labels in {0, 1} on the head's device, shape (N, K); None if no image has one.
@@ -222,7 +208,9 @@ class CAMHead(BaseModule):
         Raises:
             ValueError: If only some images have a label, or one has another class count.
         """
-        if not any(key in meta for meta in img_metas):
+        keys = ('gt_image_label', 'pred_image_label')
+        key = next((key for key in keys if any(key in meta for meta in img_metas)), None)
+        if key is None:
             return None
         for meta in img_metas:
             self.check_image_label(meta, key)
@@ -267,6 +255,28 @@ class CAMHead(BaseModule):
                 'checkpoint=..., prefix="backbone."))'
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def refuse_windows_and_padding(img_metas: list[dict], test_cfg: Any) -> None:
+    """Refuse what would make the CAMs of an image depend on more than the image.
+
+    Args:
+        img_metas: Meta information of the images.
+        test_cfg: The segmentor's.
+
+    Raises:
+        ValueError: If the segmentor cuts the image into windows or pads it.
+    """
+    if test_cfg.get('mode') == 'slide':
+        raise ValueError(
+            "test_cfg.mode='slide' would normalise the CAMs of each window to its own peak: "
+            "use mode='whole'"
+        )
+    if any(any(meta.get('img_padding_size', ())) for meta in img_metas):
+        raise ValueError(
+            'the CAMs of a padded image would depend on the size of its batch mates: test with '
+            'batch_size=1 and without data_preprocessor.test_cfg'
+        )
 
 
 def classification_loss(cam_logits: Tensor, image_labels: Tensor) -> Tensor:

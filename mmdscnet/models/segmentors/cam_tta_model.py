@@ -78,8 +78,6 @@ class CAMTTAModel(BaseTTAModel):
         merged = views[0]
         image_labels = head.stack_image_labels([merged.metainfo])
         if image_labels is None:
-            image_labels = head.stack_image_labels([merged.metainfo], 'pred_image_label')
-        if image_labels is None:
             image_labels = head.predict_labels(cam_logits[None])
             merged.set_metainfo(dict(pred_image_label=image_labels[0].cpu().numpy()))
         scores = head.score_maps(cam_logits[None], image_labels)[0]
