@@ -27,19 +27,18 @@ class Judgement(NamedTuple):
     labels: str
 
 
-def judge(runner: Runner, loaders: dict[str, DataLoader] | None = None) -> Judgement:
+def judge(runner: Runner) -> Judgement:
     """Choose the threshold on ``val_dataloader`` and judge it on ``test_dataloader``.
 
     Args:
         runner: Runner with a trained model, of a config whose two evaluators are one
             ``CAMIoUMetric`` each. A model with test-time augmentation needs the augmenting
             pipeline in both data loaders.
-        loaders: Both data loaders, from :func:`build_loaders`, which makes them without it.
 
     Returns:
         The judgement.
     """
-    loaders = loaders or build_loaders(runner)
+    loaders = judged_loaders(runner)
     chosen, _ = _measure(runner, loaders, 'val', None)
     judged, labels = _measure(runner, loaders, 'test', chosen['best_bg_thr'])
     return Judgement(
@@ -64,13 +63,13 @@ def train_and_judge(cfg: Config) -> tuple[Runner, Judgement]:
     cfg.train_cfg.val_begin = sys.maxsize
     runner = Runner.from_cfg(cfg)
     # Before the training: a data set that cannot be judged should not cost one.
-    loaders = build_loaders(runner)
+    judged_loaders(runner)
     runner.train()
-    return runner, judge(runner, loaders)
+    return runner, judge(runner)
 
 
-def build_loaders(runner: Runner) -> dict[str, DataLoader]:
-    """Build, and by that check, the data on which a model is judged.
+def judged_loaders(runner: Runner) -> dict[str, DataLoader]:
+    """Give the data on which a model is judged; the first call builds, and by that checks, it.
 
     Args:
         runner: Runner of a config with ``val_dataloader`` and ``test_dataloader``.
@@ -78,10 +77,7 @@ def build_loaders(runner: Runner) -> dict[str, DataLoader]:
     Returns:
         The data loaders ``val`` and ``test``.
     """
-    return {
-        split: runner.build_dataloader(runner.cfg[f'{split}_dataloader'], seed=runner.seed)
-        for split in ('val', 'test')
-    }
+    return {'val': runner.val_dataloader, 'test': runner.test_dataloader}
 
 
 def _measure(

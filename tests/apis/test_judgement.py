@@ -151,17 +151,16 @@ def test_loops_get_the_data_of_their_split(monkeypatch):
             return {f'labels_given/{name}': value for name, value in names.items()}
 
     monkeypatch.setattr(module, 'TestLoop', FakeLoop)
-    loaders = dict(val_dataloader='val', test_dataloader='test')
     evaluators = dict(val_evaluator=dict(type='A'), test_evaluator=dict(type='B'))
     runner = SimpleNamespace(
-        cfg=Config(dict(**loaders, **evaluators)),
-        seed=0,
-        build_dataloader=lambda loader, seed: f'{loader} of seed {seed}',
+        cfg=Config(evaluators),
+        val_dataloader='images of val',
+        test_dataloader='images of test',
     )
     assert judge(runner) == Judgement(0.3, 50.0, 40.0, 50.0, 'labels_given')
     assert calls == [
-        ('val of seed 0', dict(type='A', bg_thr=None)),
-        ('test of seed 0', dict(type='B', bg_thr=0.3)),
+        ('images of val', dict(type='A', bg_thr=None)),
+        ('images of test', dict(type='B', bg_thr=0.3)),
     ]
 
 

@@ -87,14 +87,13 @@ class CAMHead(BaseModule):
         Returns:
             Class evidence, unbounded, shape (N, K, h, w).
         """
-        return self.plain_evidence(feats, image_labels)
+        return self.plain_evidence(feats)
 
-    def plain_evidence(self, feats: Sequence[Tensor], image_labels: Tensor | None = None) -> Tensor:
+    def plain_evidence(self, feats: Sequence[Tensor]) -> Tensor:
         """Apply the 1x1 classifier of Eq. 1.
 
         Args:
             feats: Outputs of the backbone, each of shape (N, D, h, w).
-            image_labels: Not used; heads that refine the CAMs need it.
 
         Returns:
             Class evidence, unbounded, shape (N, K, h, w).
@@ -160,9 +159,10 @@ class CAMHead(BaseModule):
         image_labels = self.stack_image_labels(img_metas)
         if image_labels is None:
             image_labels = self.predict_labels(self.plain_evidence(feats))
-        evidence = self.forward if test_cfg.get('refine', True) else self.plain_evidence
+        refine = test_cfg.get('refine', True)
+        evidence = self.forward(feats, image_labels) if refine else self.plain_evidence(feats)
         cam_logits = F.interpolate(
-            evidence(feats, image_labels).float(),
+            evidence.float(),
             size=tuple(img_metas[0].get('pad_shape', img_metas[0]['img_shape'])[:2]),
             mode='bilinear',
             align_corners=self.align_corners,
