@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import init_dist
 from torch import distributed
 
 
@@ -157,3 +158,19 @@ def check_checkpoint(path: str) -> None:
             f'checkpoint {path!r} is not a file: training writes checkpoints to its work_dir, and '
             'the file last_checkpoint there names the newest'
         )
+
+
+def join_ranks(cfg: Config) -> torch.device:
+    """Join the processes that a launcher started, for a tool without a ``Runner``.
+
+    Args:
+        cfg: Config of the run with its ``launcher``, as :func:`read_run_config` gives it.
+
+    Returns:
+        The device of this process.
+    """
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    if cfg.launcher != 'none':
+        init_dist(cfg.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    return torch.device('cuda', torch.cuda.current_device())

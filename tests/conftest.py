@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 
 def define_torchvision_schemas() -> None:
@@ -80,3 +81,35 @@ def shared_dir(repository: Path) -> Path:
     if not (path / 'data' / 'voc_animals').is_dir():
         pytest.skip(f'no data/voc_animals in {path}: set MMDSCNET_SHARED to the folder that has it')
     return path
+
+
+@pytest.fixture(scope='session')
+def make_voc_folder() -> Callable[..., Path]:
+    """Write a folder in VOC's layout: images of blurred blocks with masks and labels."""
+
+    def make(
+        folder: Path, images: dict[str, tuple[tuple[int, int], list[str]]], classes: list[str]
+    ) -> Path:
+        from mmdscnet.datasets import voc_palette, write_image_labels
+        from mmdscnet.pseudo_labels import write_palette_png
+
+        rng = np.random.default_rng(0)
+        (folder / 'JPEGImages').mkdir(parents=True)
+        for image_id, ((height, width), names) in images.items():
+            blocks = rng.integers(0, 256, (1 + height // 8, 1 + width // 8, 3), dtype=np.uint8)
+            image = Image.fromarray(blocks).resize((width, height), Image.Resampling.BILINEAR)
+            image.save(folder / 'JPEGImages' / f'{image_id}.jpg', quality=95)
+            mask = np.zeros((height, width), dtype=np.uint8)
+            for place, name in enumerate(names):
+                mask[height // 4 :, place * width // len(names) :] = 1 + classes.index(name)
+            mask[:2] = 255
+            path = folder / 'SegmentationClass' / f'{image_id}.png'
+            write_palette_png(path, mask, voc_palette(1 + len(classes)))
+        labels = {image_id: names for image_id, (_, names) in images.items()}
+        write_image_labels(folder / 'image_labels.json', labels, classes)
+        splits = folder / 'ImageSets' / 'Segmentation'
+        splits.mkdir(parents=True)
+        (splits / 'val.txt').write_text(''.join(f'{image_id}\n' for image_id in images))
+        return folder
+
+    return make

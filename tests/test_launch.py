@@ -5,10 +5,12 @@ import torch
 from mmengine.config import Config
 from torch import distributed
 
+from mmdscnet import launch
 from mmdscnet.launch import (
     check_checkpoint,
     enable_amp,
     enable_test_time_augmentation,
+    join_ranks,
     prepare_cpu_launch,
     read_run_config,
     run_name,
@@ -146,3 +148,32 @@ class TestTestTimeAugmentation:
     def test_missing_keys_are_named(self):
         with pytest.raises(ValueError, match='--tta needs tta_model and tta_pipeline'):
             enable_test_time_augmentation(Config(dict(model=dict(type='Model'))))
+
+
+class TestJoinRanks:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(launch, 'init_dist', lambda *args, **kw: calls.append((args, kw)))
+        monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3 if calls else 0)
+        return calls
+
+    @pytest.mark.parametrize('launcher', ['none', 'pytorch'])
+    def test_process_without_cuda_works_on_the_cpu(self, without_cuda, calls, launcher):
+        # The group of a CPU launch was started when the config was read.
+        assert join_ranks(Config(dict(launcher=launcher))) == torch.device('cpu')
+        assert calls == []
+
+    def test_process_without_launcher_takes_the_current_device(self, with_cuda, calls):
+        assert join_ranks(Config(dict(launcher='none'))) == torch.device('cuda', 0)
+        assert calls == []
+
+    @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+    def test_launched_process_takes_the_device_of_its_rank(self, with_cuda, calls, launcher):
+        assert join_ranks(Config(dict(launcher=launcher))) == torch.device('cuda', 3)
+        assert calls == [((launcher,), {})]
+
+    def test_group_is_started_as_the_config_says(self, with_cuda, calls):
+        dist_cfg = dict(backend='nccl', timeout=60)
+        join_ranks(Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dist_cfg))))
+        assert calls == [(('pytorch',), dist_cfg)]

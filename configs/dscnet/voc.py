@@ -1,5 +1,9 @@
-# M4 on VOC 2012: both contrasts and the dual stream on the network of M0.
-_base_ = '../cam/voc.py'
+# M4 on VOC 2012, the paper's DSCNet + SEAM: both contrasts and the dual stream on SEAM with
+# ResNet38d. The same 8 images a step, schedule and augmentation as SEAM. Not run yet.
+# The exported CAM is the refined one after the pixel correlation: the correlation is trained on the
+# refined CAMs, and what enters the pipeline then differs from SEAM's by what DSCNet adds alone.
+# model.test_cfg.refine=False gives that of the plain classifier.
+_base_ = '../seam/voc.py'
 model = dict(
     decode_head=dict(
         type='DSCHead',

@@ -1,5 +1,6 @@
 """Data sets with image-level labels, their checks, transforms and sampler."""
 
+from mmdscnet.datasets.augmentation import RandomColorJitter, RandomCropOrPad
 from mmdscnet.datasets.group_sampler import GroupSampler
 from mmdscnet.datasets.image_labels import (
     read_image_labels,
@@ -8,14 +9,22 @@ from mmdscnet.datasets.image_labels import (
     write_image_labels,
 )
 from mmdscnet.datasets.shapes import ShapesDataset
-from mmdscnet.datasets.transforms import LoadCheckedImage, LoadCheckedMask, PackWSSSInputs
+from mmdscnet.datasets.transforms import (
+    LoadCAMs,
+    LoadCheckedImage,
+    LoadCheckedMask,
+    PackWSSSInputs,
+)
 from mmdscnet.datasets.voc import VOC2012Dataset, VOCLayoutDataset, voc_palette
 
 __all__ = [
     'GroupSampler',
+    'LoadCAMs',
     'LoadCheckedImage',
     'LoadCheckedMask',
     'PackWSSSInputs',
+    'RandomColorJitter',
+    'RandomCropOrPad',
     'ShapesDataset',
     'VOC2012Dataset',
     'VOCLayoutDataset',

@@ -1,16 +1,17 @@
-"""Loading with checks, and packing of image-level labels."""
+"""Loading with checks, and packing of image-level labels and CAMs."""
 
 import io
 from typing import Any
 
 import mmcv
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
 from mmseg.registry import TRANSFORMS
 
 from mmdscnet.datasets.file_checks import check_image_complete
+from mmdscnet.pseudo_labels import read_cams
 
 
 @TRANSFORMS.register_module()
@@ -111,11 +112,12 @@ class PackWSSSInputs(PackSegInputs):
 
     The labels travel in the meta information of the data sample, the only part of it that mmseg
     hands to ``decode_head.predict``. A sample with ``gt_image_label`` is judged with labels given,
-    one without it, as a data set with ``image_labels=None`` gives, with labels predicted.
+    one without it, as a data set with ``image_labels=None`` gives, with labels predicted. CAMs that
+    :class:`LoadCAMs` read travel in the same way.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Pack image, masks and labels.
+        """Pack image, masks, labels and CAMs.
 
         Args:
             results: Output of a pipeline; ``gt_image_label`` is float32 in {0, 1}, shape (K,).
@@ -124,6 +126,42 @@ class PackWSSSInputs(PackSegInputs):
             ``inputs``, a tensor of shape (3, H, W), and ``data_samples``, a ``SegDataSample``.
         """
         packed = super().transform(results)
-        if 'gt_image_label' in results:
-            packed['data_samples'].set_metainfo({'gt_image_label': results['gt_image_label']})
+        extras = ('gt_image_label', 'cams', 'cam_classes')
+        packed['data_samples'].set_metainfo({key: results[key] for key in extras if key in results})
         return packed
+
+
+@TRANSFORMS.register_module()
+class LoadCAMs(BaseTransform):
+    """Load the CAMs of an image that were exported before; they travel in the meta information."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Read ``cam_path``.
+
+        Args:
+            results: Output of the image loader, with ``cam_path`` as a data set with
+                ``cam_folder`` gives it.
+
+        Returns:
+            The same dict with ``cams``, in [0, 1], float16, shape (k, H, W), and
+            ``cam_classes``, their class ids, uint8, shape (k,).
+
+        Raises:
+            FileNotFoundError: If there are no CAMs of the image.
+            ValueError: If the data set names no CAMs, or they are of another size than the image.
+        """
+        path = results.get('cam_path')
+        if path is None:
+            raise ValueError(
+                f'{results["img_path"]} comes with no cam_path: give the data set '
+                'cam_folder=..., the folder that tools/export_cams.py wrote'
+            )
+        cams, class_ids = read_cams(path)
+        size = tuple(results['ori_shape'])
+        if cams.shape[1:] != size:
+            raise ValueError(
+                f'{path} has CAMs of {cams.shape[1:]} pixels and its image {results["img_path"]} '
+                f'has {size} (height, width): export the CAMs of these very images'
+            )
+        results['cams'], results['cam_classes'] = cams, class_ids
+        return results

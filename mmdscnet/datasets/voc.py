@@ -18,6 +18,11 @@ from mmdscnet.datasets.image_labels import (
     to_multi_hot,
 )
 
+MEND_EXPORT = (
+    'Run the export that writes them; if it was interrupted, run it again, it goes on where it '
+    'stopped.'
+)
+
 
 def voc_palette(num_classes: int) -> list[list[int]]:
     """Make the colours of VOC's palette PNGs.
@@ -55,8 +60,8 @@ class VOCLayoutDataset(BaseSegDataset):
 
     An image's data info holds mmseg's keys and, with ``image_labels``, ``gt_image_label``: float32
     in {0, 1}, shape (K,), all zero for an image with no class. Before training it is checked that
-    images and labels are there and of known classes and, in test mode, that the masks fit. Masks
-    are neither needed nor opened outside test mode.
+    images and labels are there and of known classes and, in test mode or with a
+    ``pseudo_label_folder``, that the masks are there and fit. Otherwise masks are not opened.
 
     Args:
         data_root: Folder of the data set.
@@ -65,10 +70,14 @@ class VOCLayoutDataset(BaseSegDataset):
             for no image-level labels.
         metainfo: ``classes`` with ``'background'`` first, and ``palette`` (VOC's without it). The
             classes may come from a JSON label source instead.
-        data_prefix: Folders ``img_path`` and ``seg_map_path``; without the latter the data set has
-            no masks. None means VOC's folders.
+        data_prefix: Folders ``img_path`` and ``seg_map_path``, relative to ``data_root`` or
+            absolute; without the latter the data set has no masks. None means VOC's folders.
         allow_extra_labels: Whether the label source may name images that are not in the folder.
         check_files: Whether to check the image and mask files; they must then be local.
+        pseudo_label_folder: Folder of label maps, seen from the current folder as the tools write
+            them, that stand in for the masks; every image must have one.
+        cam_folder: Folder of exported CAMs, seen from the current folder, whose files become
+            ``cam_path`` of the data infos; every image must have one.
         **kwargs: Arguments of ``BaseSegDataset``.
 
     Raises:
@@ -85,17 +94,26 @@ class VOCLayoutDataset(BaseSegDataset):
         data_prefix: dict[str, str] | None = None,
         allow_extra_labels: bool = False,
         check_files: bool = True,
+        pseudo_label_folder: str | None = None,
+        cam_folder: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.image_labels = None if image_labels is None else os.path.join(data_root, image_labels)
         self.allow_extra_labels = allow_extra_labels
         self.check_files = check_files
-        voc_folders = {'img_path': 'JPEGImages', 'seg_map_path': 'SegmentationClass'}
+        self.need_masks = pseudo_label_folder is not None
+        folders = {'img_path': 'JPEGImages', 'seg_map_path': 'SegmentationClass'}
+        folders = folders if data_prefix is None else dict(data_prefix)
+        # Absolute, because what is relative is seen from data_root.
+        if pseudo_label_folder is not None:
+            folders['seg_map_path'] = os.path.abspath(pseudo_label_folder)
+        if cam_folder is not None:
+            folders['cam_path'] = os.path.abspath(cam_folder)
         super().__init__(
             data_root=data_root,
             ann_file=ann_file,
             metainfo=self._complete_metainfo(metainfo),
-            data_prefix=voc_folders if data_prefix is None else data_prefix,
+            data_prefix=folders,
             **kwargs,
         )
 
@@ -179,6 +197,8 @@ class VOCLayoutDataset(BaseSegDataset):
             info['seg_map_path'] = os.path.join(
                 self.data_prefix['seg_map_path'], image_id + self.seg_map_suffix
             )
+        if 'cam_path' in self.data_prefix:
+            info['cam_path'] = os.path.join(self.data_prefix['cam_path'], f'{image_id}.npz')
         return info
 
     def _read_split(self) -> list[str]:
@@ -230,16 +250,21 @@ class VOCLayoutDataset(BaseSegDataset):
         kind, mend = {
             'img_path': ('images', 'Add the files, or correct the split (ids without suffix).'),
             'seg_map_path': ('masks', 'Add them, or leave seg_map_path out of data_prefix.'),
+            'cam_path': ('CAM files', MEND_EXPORT),
         }[key]
+        if key == 'seg_map_path' and self.need_masks:
+            mend = MEND_EXPORT
         raise FileNotFoundError(
             f'{len(missing)} of {len(data_list)} {kind} of {self.ann_file} are missing, the first '
             f'is {missing[0]}. {mend}'
         )
 
     def _check_files(self, data_list: list[dict[str, Any]]) -> None:
-        with_masks = self.test_mode and 'seg_map_path' in self.data_prefix
+        with_masks = self.need_masks or (self.test_mode and 'seg_map_path' in self.data_prefix)
         if with_masks:
             self._check_present(data_list, 'seg_map_path')
+        if 'cam_path' in self.data_prefix:
+            self._check_present(data_list, 'cam_path')
         allowed = {*range(len(self._source_classes())), self.ignore_index}
 
         def check(info: dict[str, Any]) -> None:

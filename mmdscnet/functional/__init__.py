@@ -11,6 +11,8 @@ module              station                                                    D
 ``contrast``        groups or nodes of many images -> InfoNCE                  Eq. 3, 6, 7, 9
 ``semantic_graph``  groups -> class nodes, passed over the batch's graph       Eq. 8
 ``dual_stream``     pixels read the class nodes of their groups                Eq. 10
+``pixel_affinity``  embeddings -> affinities of neighbours (AffinityNet)       --
+``random_walk``     CAMs walk along the affinities (AffinityNet)               --
 ``gather``          the global batch: all-gather with gradient                 --
 ``precision``       float32 for all of the above under autocast                --
 ==================  =========================================================  ============

@@ -59,6 +59,30 @@ def normalize_cams(cam_logits: Tensor, image_labels: Tensor, eps: float = 1e-5) 
 
 
 @full_precision
+def stretch_cams(cam_logits: Tensor, image_labels: Tensor, eps: float = 1e-5) -> Tensor:
+    r"""Turn class evidence into CAMs whose lowest value is 0, also where all of it is positive.
+
+    .. math:: O^k_u = Y^k \frac{\max(l^k_u - m^k - \epsilon, 0)}{\max_v l^k_v - m^k + \epsilon}
+
+    with :math:`l` the positive part of the evidence and :math:`m^k` its minimum over the image.
+    Released implementation of SEAM (CVPR 2020), for evidence that is summed over scales and flips.
+
+    Args:
+        cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+        image_labels: Image-level labels in {0, 1}, shape (N, K).
+        eps: Keeps the map of a class with equal evidence everywhere at 0.
+
+    Returns:
+        CAMs in [0, 1], zero for absent classes, shape (N, K, h, w).
+    """
+    evidence = F.relu(cam_logits)
+    low = evidence.amin(dim=(2, 3), keepdim=True)
+    high = evidence.amax(dim=(2, 3), keepdim=True)
+    cams = F.relu(evidence - low - eps) / (high - low + eps)
+    return cams * image_labels[:, :, None, None].to(evidence.dtype)
+
+
+@full_precision
 def background_score(cams: Tensor, bg_thr: float, bg_alpha: float | None = None) -> Tensor:
     r"""Score the background from the CAMs.
 

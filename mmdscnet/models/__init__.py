@@ -1,8 +1,36 @@
 """Networks: thin registered shells over :mod:`mmdscnet.functional`."""
 
-from mmdscnet.models.backbones import ContractedMobileNetV2
-from mmdscnet.models.decode_heads import CAMHead, DSCHead
-from mmdscnet.models.losses import PGCLLoss, SGCLLoss
-from mmdscnet.models.segmentors import CAMTTAModel
+from mmdscnet.models.backbones import ContractedMobileNetV2, ResNet38d
+from mmdscnet.models.decode_heads import (
+    AffinityHead,
+    CAMHead,
+    DSCHead,
+    LargeFOVHead,
+    PixelCorrelationModule,
+)
+from mmdscnet.models.losses import (
+    EquivarianceLoss,
+    EquivariantCrossLoss,
+    MinPoolingLoss,
+    PGCLLoss,
+    SGCLLoss,
+)
+from mmdscnet.models.segmentors import SEAM, CAMTTAModel, ProbabilityTTAModel
 
-__all__ = ['CAMHead', 'CAMTTAModel', 'ContractedMobileNetV2', 'DSCHead', 'PGCLLoss', 'SGCLLoss']
+__all__ = [
+    'AffinityHead',
+    'CAMHead',
+    'CAMTTAModel',
+    'ContractedMobileNetV2',
+    'DSCHead',
+    'EquivarianceLoss',
+    'EquivariantCrossLoss',
+    'LargeFOVHead',
+    'MinPoolingLoss',
+    'PGCLLoss',
+    'PixelCorrelationModule',
+    'ProbabilityTTAModel',
+    'ResNet38d',
+    'SEAM',
+    'SGCLLoss',
+]

@@ -22,6 +22,8 @@ PATHS = sorted(
     if '_base_' not in path.relative_to(CONFIG_DIR).parts
 )
 SPLITS = ('train', 'val', 'test')
+# Folders of what learns from image-level labels; the others learn from a folder of label maps.
+WEAK = ('cam', 'seam', 'dscnet')
 CONTRASTS = dict(m1={'pgcl'}, m2={'sgcl'}, m3={'pgcl', 'sgcl'}, m4={'pgcl', 'sgcl'})
 
 
@@ -38,13 +40,20 @@ def parent_of(name):
     return None
 
 
+def folder_of(name):
+    """Folder of a config, which is the method."""
+    return Path(name).parts[0]
+
+
 def ablation_of(name):
     """Row of Table IV: the end of the file's name, or else the folder."""
     ending = Path(name).stem.rpartition('_')[2]
-    return ending if ending in CONTRASTS else dict(cam='m0', dscnet='m4').get(Path(name).parts[0])
+    whole = dict(cam='m0', seam='m0', dscnet='m4')
+    return ending if ending in CONTRASTS else whole.get(folder_of(name))
 
 
-VARIANTS = [path for path in PATHS if parent_of(path)]
+ABLATIONS = [path for path in PATHS if folder_of(path) in WEAK]
+VARIANTS = [path for path in ABLATIONS if folder_of(path) == 'dscnet']
 
 
 def read(name):
@@ -82,6 +91,7 @@ def cfg(request):
 def test_configs_are_found():
     assert {'cam/shapes.py', 'dscnet/shapes.py'} <= set(PATHS)
     assert {'cam/voc_animals.py', 'dscnet/voc_animals.py'} <= set(PATHS)
+    assert {'seam/voc.py', 'affinitynet/voc.py', 'segmentation/deeplabv1_r38_voc.py'} <= set(PATHS)
     assert 'dscnet/shapes.py' in VARIANTS
 
 
@@ -91,7 +101,7 @@ def test_model_takes_a_step_for_the_classes_of_its_data(cfg):
     model = build_model(cfg)
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
     sample.set_metainfo(dict(gt_image_label=np.ones(foreground, dtype=np.float32)))
-    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.uint8))
+    sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.int64))
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     batch = dict(inputs=[image, image.flip(2)], data_samples=[sample, sample.clone()])
     model.train()
@@ -110,7 +120,9 @@ def test_pipelines_build(cfg):
         assert Compose([TRANSFORMS.build(step) for step in pipeline]).transforms
 
 
-def test_training_reads_no_masks(cfg):
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_weak_training_reads_no_masks(name):
+    cfg = read(name)
     steps = {step.type for step in cfg.train_dataloader.dataset.pipeline}
     assert not {'LoadCheckedMask', 'LoadAnnotations'} & steps
 
@@ -179,7 +191,22 @@ def test_variant_changes_head_sampler_and_hooks_only(name):
     assert variant == parent
 
 
-@pytest.mark.parametrize('name', PATHS)
+@pytest.mark.parametrize('name', [path for path in PATHS if path not in ABLATIONS])
+def test_other_training_needs_a_folder_of_label_maps(name):
+    assert read(name).train_dataloader.dataset.pseudo_label_folder.startswith('work_dirs/')
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
+def test_exported_maps_grow_as_those_of_the_method(name):
+    cfg = read(name)
+    is_seam = cfg.model.type == 'SEAM'
+    assert is_seam is (folder_of(name) == 'seam' or cfg.model.get('pcm') is not None)
+    head = cfg.model.decode_head
+    assert head.get('align_corners', False) is is_seam
+    assert head.get('normalization', 'max') == ('min_max' if is_seam else 'max')
+
+
+@pytest.mark.parametrize('name', ABLATIONS)
 def test_name_says_which_ablation_it_is(name):
     ablation, cfg = ablation_of(name), read(name)
     head = cfg.model.decode_head

@@ -10,6 +10,7 @@ from mmseg.registry import TRANSFORMS
 from PIL import Image
 
 from mmdscnet.datasets import VOCLayoutDataset
+from mmdscnet.pseudo_labels import write_cams
 
 LABEL = np.array([1, 0], np.float32)
 
@@ -31,6 +32,13 @@ def info(voc_folder):
         'seg_fields': [],
         'gt_image_label': LABEL,
     }
+
+
+@pytest.fixture
+def cam_info(info, tmp_path):
+    """Data info of an image whose CAMs of both classes were exported."""
+    write_cams(tmp_path / 'cams/a_1.npz', np.random.rand(2, 24, 32), np.array([1, 2]))
+    return dict(info, cam_path=str(tmp_path / 'cams/a_1.npz'))
 
 
 def _build(*names):
@@ -189,3 +197,78 @@ def test_data_set_feeds_a_data_loader_without_mask_folder(voc_folder):
     (batch,) = list(loader)
     labels = [item['data_samples'].gt_image_label.tolist() for item in batch]
     assert labels == [[1, 0], [1, 1], [0, 0]]
+
+
+def test_cams_are_those_of_the_file(cam_info, tmp_path):
+    cams = np.linspace(0, 1, 24 * 32).reshape(1, 24, 32)
+    write_cams(tmp_path / 'cams/a_1.npz', cams, np.array([2]))
+    results = _build('LoadCheckedImage', 'LoadCAMs')(cam_info)
+    assert results['cams'].dtype == np.float16
+    assert results['cam_classes'].dtype == np.uint8
+    assert results['cam_classes'].tolist() == [2]
+    np.testing.assert_array_equal(results['cams'], cams.astype(np.float16))
+
+
+def test_cams_may_be_loaded_after_a_resize_of_the_image(cam_info):
+    resize = {'type': 'Resize', 'scale': (64, 48)}
+    results = _build('LoadCheckedImage', resize, 'LoadCAMs')(cam_info)
+    assert results['img'].shape == (48, 64, 3)
+    assert results['cams'].shape == (2, 24, 32)
+
+
+def test_image_without_any_class_has_no_cams(cam_info, tmp_path):
+    write_cams(tmp_path / 'cams/a_1.npz', np.zeros((0, 24, 32)), np.array([], int))
+    results = _build('LoadCheckedImage', 'LoadCAMs', 'PackWSSSInputs')(cam_info)
+    assert results['data_samples'].cams.shape == (0, 24, 32)
+    assert results['data_samples'].cam_classes.shape == (0,)
+
+
+def test_missing_cams_error_names_the_file(cam_info):
+    cam_info['cam_path'] += '.gone'
+    with pytest.raises(FileNotFoundError, match=r'a_1\.npz\.gone .*export the CAMs first'):
+        _build('LoadCheckedImage', 'LoadCAMs')(cam_info)
+
+
+def test_data_set_without_cams_error_says_where_to_name_them(info):
+    with pytest.raises(ValueError, match=r'a_1\.jpg comes with no cam_path: .*cam_folder=\.\.\.'):
+        _build('LoadCheckedImage', 'LoadCAMs')(info)
+
+
+@pytest.mark.parametrize('size', [(32, 24), (12, 16)])
+def test_cams_of_another_size_error_names_both(cam_info, tmp_path, size):
+    write_cams(tmp_path / 'cams/a_1.npz', np.zeros((2, *size)), np.array([1, 2]))
+    message = rf'a_1\.npz has CAMs of \({size[0]}, {size[1]}\).*a_1\.jpg has \(24, 32\)'
+    with pytest.raises(ValueError, match=message):
+        _build('LoadCheckedImage', 'LoadCAMs')(cam_info)
+
+
+def test_cams_are_packed_into_the_metainfo(cam_info):
+    packed = _build('LoadCheckedImage', 'LoadCAMs', 'PackWSSSInputs')(dict(cam_info))
+    loaded = _build('LoadCheckedImage', 'LoadCAMs')(dict(cam_info))
+    metainfo = packed['data_samples'].metainfo
+    np.testing.assert_array_equal(metainfo['cams'], loaded['cams'])
+    np.testing.assert_array_equal(metainfo['cam_classes'], loaded['cam_classes'])
+    assert (metainfo['gt_image_label'] == LABEL).all()
+    assert packed['inputs'].shape == (3, 24, 32)
+
+
+def test_sample_without_cams_is_packed_without_them(info):
+    sample = _build('LoadCheckedImage', 'PackWSSSInputs')(info)['data_samples']
+    assert not {'cams', 'cam_classes'} & set(sample.metainfo_keys())
+
+
+def test_data_set_with_a_cam_folder_feeds_the_loader_of_cams(voc_folder, tmp_path):
+    ids = (voc_folder / 'ImageSets/train.txt').read_text().split()
+    for index, image_id in enumerate(ids):
+        cams = np.full((index, 24, 32), index / 4)
+        write_cams(tmp_path / f'cams/{image_id}.npz', cams, np.arange(1, index + 1))
+    dataset = VOCLayoutDataset(
+        data_root=str(voc_folder),
+        ann_file='ImageSets/train.txt',
+        image_labels='image_labels.json',
+        cam_folder=str(tmp_path / 'cams'),
+        pipeline=[{'type': name} for name in ('LoadCheckedImage', 'LoadCAMs', 'PackWSSSInputs')],
+    )
+    samples = [item['data_samples'] for item in dataset]
+    assert [sample.cam_classes.tolist() for sample in samples] == [[], [1], [1, 2]]
+    assert [sample.cams.sum() / (24 * 32) for sample in samples] == [0, 0.25, 1.0]

@@ -247,6 +247,62 @@ def test_missing_masks_are_counted_where_they_judge(voc_folder):
         _build(voc_folder, test_mode=True)
 
 
+@pytest.fixture
+def pseudo_labels(voc_folder, tmp_path_factory):
+    """Label maps of all images, outside of the data set."""
+    folder = tmp_path_factory.mktemp('export') / 'pseudo_labels'
+    shutil.move(voc_folder / 'SegmentationClass', folder)
+    return folder
+
+
+@pytest.mark.parametrize('relative', [True, False])
+def test_pseudo_labels_are_seen_from_the_current_folder(
+    voc_folder, pseudo_labels, relative, monkeypatch
+):
+    monkeypatch.chdir(pseudo_labels.parent)
+    folder = 'pseudo_labels' if relative else str(pseudo_labels)
+    dataset = _build(voc_folder, pseudo_label_folder=folder)
+    assert not dataset.test_mode
+    assert dataset[2]['seg_map_path'] == str(pseudo_labels / 'a_3.png')
+
+
+def test_interrupted_label_export_is_told_to_go_on(voc_folder, pseudo_labels):
+    (pseudo_labels / 'a_2.png').unlink()
+    options = dict(pseudo_label_folder=str(pseudo_labels))
+    with pytest.raises(FileNotFoundError, match=r'1 of 3 masks .*a_2\.png.* it goes on where'):
+        _build(voc_folder, **options)
+    assert len(_build(voc_folder, **options, check_files=False)) == 3
+
+
+def test_missing_pseudo_labels_name_the_earlier_stage(voc_folder):
+    with pytest.raises(FileNotFoundError, match=r'3 of 3 masks .*nothing/a_1.*Run the export that'):
+        _build(voc_folder, pseudo_label_folder='nothing')
+
+
+@pytest.mark.parametrize(
+    ('mask', 'message'),
+    [
+        (np.zeros((24, 30)), r'a_2\.png is 24x30 .*a_2\.jpg is 24x32.*Resize'),
+        (np.full((24, 32), 9), r'a_2\.png holds the ids \[9\].*\[0, 1, 2, 255\]'),
+    ],
+)
+def test_pseudo_labels_must_fit(voc_folder, pseudo_labels, write_mask, mask, message):
+    write_mask(pseudo_labels / 'a_2.png', mask)
+    with pytest.raises(ValueError, match=message):
+        _build(voc_folder, pseudo_label_folder=str(pseudo_labels))
+
+
+def test_exported_cams_are_named_and_needed(voc_folder, tmp_path):
+    (tmp_path / 'cams').mkdir()
+    for image_id in ('a_1', 'a_2', 'a_3'):
+        (tmp_path / 'cams' / f'{image_id}.npz').touch()
+    dataset = _build(voc_folder, cam_folder=str(tmp_path / 'cams'))
+    assert dataset[1]['cam_path'] == str(tmp_path / 'cams/a_2.npz')
+    (tmp_path / 'cams/a_2.npz').unlink()
+    with pytest.raises(FileNotFoundError, match=r'1 of 3 CAM files .*a_2\.npz.*Run the export'):
+        _build(voc_folder, cam_folder=str(tmp_path / 'cams'))
+
+
 def test_images_of_other_formats_are_read(voc_folder):
     for path in (voc_folder / 'JPEGImages').iterdir():
         with Image.open(path) as image:

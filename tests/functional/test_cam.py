@@ -12,6 +12,7 @@ from mmdscnet.functional.cam import (
     image_scores,
     normalize_cams,
     predict_image_labels,
+    stretch_cams,
 )
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -39,6 +40,17 @@ def naive_cams(cam_logits: Tensor, image_labels: Tensor) -> Tensor:
             for y in range(cam_logits.shape[2]):
                 for x in range(cam_logits.shape[3]):
                     cams[n, k, y, x] = label * max(float(cam_logits[n, k, y, x]), 0.0) / peak
+    return cams
+
+
+def naive_stretched(evidence: Tensor, image_labels: Tensor) -> Tensor:
+    cams = torch.zeros_like(evidence)
+    for n, labels in enumerate(image_labels.tolist()):
+        for k, label in enumerate(labels):
+            values = [max(value, 0.0) for value in evidence[n, k].flatten().tolist()]
+            low, high = min(values), max(values)
+            stretched = [max(value - low - EPS, 0.0) / (high - low + EPS) for value in values]
+            cams[n, k] = label * torch.tensor(stretched).view_as(evidence[n, k])
     return cams
 
 
@@ -179,6 +191,85 @@ def test_permuting_pixels_permutes_the_maps():
     )
 
 
+def test_stretched_cams_by_hand():
+    evidence = torch.tensor([[[[5.0, 1.0, 2.0]], [[-4.0, 2.0, 1.0]], [[3.0, 1.0, 2.0]]]])
+    cams = stretch_cams(evidence, torch.tensor([[1.0, 1.0, 0.0]]))
+    expected = torch.tensor([[[[1.0, 0.0, 0.25]], [[0.0, 1.0, 0.5]], [[0.0, 0.0, 0.0]]]])
+    torch.testing.assert_close(cams, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('offset', [0.0, 2.0])
+def test_stretched_cams_equal_naive_loop(offset: float):
+    evidence = torch.randn(3, 4, 3, 5) + offset
+    image_labels = torch.tensor([[1.0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
+    torch.testing.assert_close(
+        stretch_cams(evidence, image_labels), naive_stretched(evidence, image_labels)
+    )
+
+
+def test_stretched_cams_run_from_zero_to_one():
+    cams = stretch_cams(torch.rand(2, 3, 4, 4) + 1, torch.ones(2, 3))
+    assert torch.equal(cams.amin((2, 3)), torch.zeros(2, 3))
+    assert cams.max() < 1
+    torch.testing.assert_close(cams.amax((2, 3)), torch.ones(2, 3), rtol=0, atol=1e-4)
+
+
+def test_stretched_cams_depend_on_neither_scale_nor_offset_of_positive_evidence():
+    evidence, labels = torch.rand(2, 3, 4, 4), torch.ones(2, 3)
+    expected = stretch_cams(evidence, labels)
+    torch.testing.assert_close(stretch_cams(7 * evidence, labels), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(stretch_cams(evidence + 3, labels), expected, rtol=0, atol=1e-4)
+
+
+def test_stretched_cams_are_the_plain_ones_where_some_pixel_has_no_evidence():
+    cam_logits, labels = torch.randn(2, 3, 4, 4), torch.tensor([[1.0, 0, 1], [1, 1, 0]])
+    torch.testing.assert_close(
+        stretch_cams(cam_logits, labels), normalize_cams(cam_logits, labels), rtol=0, atol=1e-4
+    )
+
+
+def test_stretched_cams_gradcheck():
+    cam_logits = torch.randn(2, 3, 2, 3, dtype=torch.float64)
+    cam_logits[:, 1] = cam_logits[:, 1].abs() + 1
+    labels = torch.tensor([[1.0, 1, 1], [1, 1, 0]], dtype=torch.float64)
+    cam_logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: stretch_cams(logits, labels), (cam_logits,))
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3)])
+@pytest.mark.parametrize('value', [-1.0, 0.0, 2.0])
+def test_equal_evidence_everywhere_stretches_to_zero(size: tuple[int, int], value: float):
+    cam_logits = torch.full((1, 2, *size), value, requires_grad=True)
+    cams = stretch_cams(cam_logits, torch.ones(1, 2))
+    assert cams.count_nonzero() == 0
+    cams.sum().backward()
+    assert cam_logits.grad.count_nonzero() == 0
+
+
+def test_absent_classes_stretch_to_zero_and_get_no_gradient():
+    cam_logits = torch.randn(2, 3, 2, 2, requires_grad=True)
+    cams = stretch_cams(cam_logits, torch.tensor([[1, 0, 0], [0, 0, 0]]))
+    cams.sum().backward()
+    assert cams[0, 1:].count_nonzero() == cams[1].count_nonzero() == 0
+    assert cam_logits.grad.isfinite().all()
+    assert cam_logits.grad[0, 1:].count_nonzero() == cam_logits.grad[1].count_nonzero() == 0
+
+
+def test_stretched_cams_of_an_image_do_not_depend_on_its_batch():
+    cam_logits, labels = torch.randn(3, 2, 2, 3), torch.tensor([[1.0, 0], [1, 1], [0, 1]])
+    together = stretch_cams(cam_logits, labels)
+    alone = [stretch_cams(cam_logits[n : n + 1], labels[n : n + 1]) for n in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_permuting_pixels_permutes_the_stretched_maps():
+    cam_logits, labels, order = torch.rand(2, 3, 2, 4), torch.ones(2, 3), torch.randperm(8)
+    torch.testing.assert_close(
+        stretch_cams(permute_pixels(cam_logits, order), labels),
+        permute_pixels(stretch_cams(cam_logits, labels), order),
+    )
+
+
 def test_constant_background_score_by_hand():
     scores = background_score(torch.rand(2, 3, 2, 4), bg_thr=0.3)
     torch.testing.assert_close(scores, torch.full((2, 1, 2, 4), 0.3))
@@ -212,11 +303,13 @@ def test_scores_and_cams_are_float32_under_autocast(dtype: torch.dtype):
         results = (
             image_scores(cam_logits),
             normalize_cams(cam_logits, labels),
+            stretch_cams(cam_logits, labels),
             background_score(cams, bg_thr=0.2, bg_alpha=4.0),
         )
     expected = (
         image_scores(cam_logits.float()),
         normalize_cams(cam_logits.float(), labels),
+        stretch_cams(cam_logits.float(), labels),
         background_score(cams.float(), bg_thr=0.2, bg_alpha=4.0),
     )
     for result, reference in zip(results, expected, strict=True):

@@ -19,6 +19,23 @@ ABLATIONS = dict(
     m3=dict(DSC_HEAD, pgcl=PGCL, sgcl=SGCL, dual_stream=False),
     m4=dict(DSC_HEAD, pgcl=PGCL, sgcl=SGCL, dual_stream=True),
 )
+# Four outputs of 4, 8, 16 and 32 channels, the first at stride 4 and the others at 8.
+BACKBONE = dict(
+    type='ResNet',
+    depth=18,
+    base_channels=4,
+    strides=(1, 2, 1, 1),
+    dilations=(1, 1, 2, 4),
+    norm_cfg=dict(type='BN'),
+)
+# The last of the four outputs of the backbone is the head's, the two in between are the taps.
+SEAM_PARTS = dict(
+    pcm=dict(type='PixelCorrelationModule', in_channels=(8, 16), in_index=(1, 2), channels=(5, 7)),
+    equivariance=dict(type='EquivarianceLoss'),
+    cross_equivariance=dict(type='EquivariantCrossLoss'),
+    min_pooling=dict(type='MinPoolingLoss'),
+)
+SEAM_HEAD = dict(in_channels=32, align_corners=True, normalization='min_max')
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +61,12 @@ def build_segmentor():
     """Build and initialise mmseg's EncoderDecoder with the head of an ablation."""
 
     def build(ablation, **kwargs):
-        backbone = dict(
-            type='ResNet',
-            depth=18,
-            base_channels=4,
-            strides=(1, 2, 1, 1),
-            dilations=(1, 1, 2, 4),
-            norm_cfg=dict(type='BN'),
-        )
         config = dict(
             type='EncoderDecoder',
             data_preprocessor=dict(
                 type='SegDataPreProcessor', mean=[127.5] * 3, std=[63.75] * 3, size=(48, 48)
             ),
-            backbone=backbone,
+            backbone=BACKBONE,
             decode_head=dict(ABLATIONS[ablation], in_channels=32),
             train_cfg=dict(),
             test_cfg=dict(mode='whole'),
@@ -65,6 +74,26 @@ def build_segmentor():
         segmentor = MODELS.build(ConfigDict(config, **kwargs))
         segmentor.init_weights()
         return segmentor
+
+    return build
+
+
+@pytest.fixture
+def build_seam(build_segmentor):
+    """Build and initialise SEAM with the head of an ablation, with other arguments for the head."""
+
+    def build(ablation, test_cfg=None, view_scale=0.3, auxiliary_head=None, **head):
+        return build_segmentor(
+            ablation,
+            type='SEAM',
+            # Otherwise no gradient reaches most of the backbone in the first step.
+            backbone=dict(BACKBONE, zero_init_residual=False),
+            decode_head=dict(ABLATIONS[ablation], **SEAM_HEAD | head),
+            test_cfg=dict(mode='whole', **(test_cfg or {})),
+            view_scale=view_scale,
+            auxiliary_head=auxiliary_head,
+            **SEAM_PARTS,
+        )
 
     return build
 

@@ -5,6 +5,10 @@ import runpy
 import sys
 
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
 TOY = """
 import torch
@@ -67,6 +71,55 @@ randomness = dict(seed=0)
 log_level = 'WARNING'
 """
 
+# A small network and data set for the exports.
+EXPORT_CONFIG = """
+default_scope = 'mmseg'
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[127.5] * 3, std=[63.75] * 3, bgr_to_rgb=True
+    ),
+    backbone=dict(
+        type='ResNet', depth=18, base_channels=4, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
+        norm_cfg=dict(type='BN'),
+    ),
+    decode_head=dict(type='CAMHead', in_channels=32, num_classes={num_classes}),
+    test_cfg=dict(mode='whole'),
+)
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadCheckedMask'),
+    dict(type='PackWSSSInputs'),
+]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=scale, keep_ratio=True) for scale in (0.5, 1.0)],
+            [
+                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+            ],
+            [dict(type='LoadCheckedMask')],
+            [dict(type='PackWSSSInputs')],
+        ],
+    ),
+]
+tta_model = dict(type='CAMTTAModel')
+test_dataloader = dict(
+    dataset=dict(
+        type='VOCLayoutDataset',
+        data_root={data_root!r},
+        ann_file='ImageSets/Segmentation/val.txt',
+        image_labels='image_labels.json',
+        metainfo=dict(classes={classes!r}),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+"""
+
 
 @pytest.fixture(scope='session')
 def toy_dir(tmp_path_factory):
@@ -106,3 +159,24 @@ def load_tool(repository, monkeypatch):
         return module
 
     return load
+
+
+@pytest.fixture
+def export_project(make_voc_folder, tmp_path):
+    """Folder with data of VOC's classes, or of some of them, ``config.py`` and ``weights.pth``."""
+
+    def make(classes=('cat', 'dog'), name='project'):
+        images = {'a': ((32, 40), ['dog']), 'b': ((40, 32), ['cat', 'dog']), 'c': ((32, 40), [])}
+        folder = tmp_path / name
+        root = make_voc_folder(folder / 'data', images, list(classes))
+        text = EXPORT_CONFIG.format(
+            num_classes=1 + len(classes), data_root=str(root), classes=('background', *classes)
+        )
+        (folder / 'config.py').write_text(text)
+        init_default_scope('mmseg')
+        model = MODELS.build(Config.fromfile(folder / 'config.py').model)
+        torch.nn.init.normal_(model.decode_head.classifier.weight)
+        torch.save(model.state_dict(), folder / 'weights.pth')
+        return folder
+
+    return make

@@ -3,12 +3,14 @@
 dataset_type = 'VOC2012Dataset'
 data_root = 'data/VOCdevkit/VOC2012'
 image_labels = 'Annotations'
+# The recipe of SEAM: the long side becomes 448 to 768 pixels, and what a crop lacks is zero after
+# normalisation (pad_value is the mean of the models' data preprocessor in BGR).
 train_pipeline = [
     dict(type='LoadCheckedImage'),
-    dict(type='RandomResize', scale=(608, 608), ratio_range=(0.74, 1.26), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(448, 448)),
+    dict(type='RandomResize', scale=(448, 448), ratio_range=(1.0, 768 / 448), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
+    dict(type='RandomColorJitter', brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
+    dict(type='RandomCropOrPad', crop_size=(448, 448), pad_value=(103.53, 116.28, 123.675)),
     dict(type='PackWSSSInputs'),
 ]
 test_pipeline = [
@@ -35,9 +37,9 @@ tta_pipeline = [
     ),
 ]
 tta_model = dict(type='CAMTTAModel')
-# 16 images a step on 8 GPUs; on one GPU give train_dataloader.batch_size=16.
+# 8 images a step on 8 GPUs, the recipe of SEAM; on one GPU give train_dataloader.batch_size=8.
 train_dataloader = dict(
-    batch_size=2,
+    batch_size=1,
     num_workers=4,
     persistent_workers=True,
     drop_last=True,

@@ -1,6 +1,9 @@
 """Heads for mmseg's EncoderDecoder that train on image-level labels."""
 
+from mmdscnet.models.decode_heads.affinity_head import AffinityHead
 from mmdscnet.models.decode_heads.cam_head import CAMHead
 from mmdscnet.models.decode_heads.dsc_head import DSCHead
+from mmdscnet.models.decode_heads.large_fov_head import LargeFOVHead
+from mmdscnet.models.decode_heads.pixel_correlation_module import PixelCorrelationModule
 
-__all__ = ['CAMHead', 'DSCHead']
+__all__ = ['AffinityHead', 'CAMHead', 'DSCHead', 'LargeFOVHead', 'PixelCorrelationModule']

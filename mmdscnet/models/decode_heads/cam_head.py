@@ -1,7 +1,7 @@
 """The plain CAM head: the baseline, and what DSCHead extends."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,46 @@ from mmdscnet.functional.cam import (
     image_scores,
     normalize_cams,
     predict_image_labels,
+    stretch_cams,
 )
+
+NORMALIZATIONS = {'max': normalize_cams, 'min_max': stretch_cams}
+
+
+class HeadOutputs(NamedTuple):
+    """What a head makes of a batch in training.
+
+    Attributes:
+        cam_logits: Class evidence of the plain classifier, unbounded, shape (N, K, h, w).
+        refined_logits: Class evidence of a head that refines its CAMs, shape (N, K, h, w); None
+            from any other head.
+        contrasts: Losses that image-level labels do not give, by their key in the log.
+    """
+
+    cam_logits: Tensor
+    refined_logits: Tensor | None
+    contrasts: dict[str, Tensor]
+
+    @property
+    def best_logits(self) -> Tensor:
+        """The evidence from which the head's CAMs are made: refined where there is such."""
+        return self.cam_logits if self.refined_logits is None else self.refined_logits
+
+    def resize(self, size: tuple[int, int], align_corners: bool) -> 'HeadOutputs':
+        """Resize the maps.
+
+        Args:
+            size: Height and width in pixels.
+            align_corners: How maps are resized, as in mmseg.
+
+        Returns:
+            The same with all maps at ``size``, in float32.
+        """
+        plain = resize_maps(self.cam_logits, size, align_corners)
+        if self.refined_logits is None:
+            return self._replace(cam_logits=plain)
+        refined = resize_maps(self.refined_logits, size, align_corners)
+        return self._replace(cam_logits=plain, refined_logits=refined)
 
 
 @MODELS.register_module()
@@ -40,6 +79,8 @@ class CAMHead(BaseModule):
         bg_alpha: Exponent of the power rule that replaces ``bg_thr``.
         score_thr: Probability above which a predicted class counts as present, in [0, 1].
         align_corners: How maps are resized, as in mmseg.
+        normalization: What makes CAMs of evidence at inference: ``'max'`` divides a class by its
+            peak, ``'min_max'`` subtracts its lowest value before (as SEAM does).
         init_cfg: Initialisation, as in mmengine.
     """
 
@@ -53,6 +94,7 @@ class CAMHead(BaseModule):
         bg_alpha: float | None = None,
         score_thr: float = 0.5,
         align_corners: bool = False,
+        normalization: str = 'max',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='Normal', std=0.01, layer='Conv2d'))
@@ -67,6 +109,10 @@ class CAMHead(BaseModule):
             )
         if bg_alpha is not None and bg_alpha <= 0:
             raise ValueError(f'bg_alpha={bg_alpha} must be positive, or None for a constant bg_thr')
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(
+                f'normalization={normalization!r} is none of {list(NORMALIZATIONS)}: choose one'
+            )
         self.in_index = in_index
         self.num_classes = num_classes
         self.out_channels = num_classes
@@ -74,6 +120,7 @@ class CAMHead(BaseModule):
         self.bg_alpha = bg_alpha
         self.score_thr = score_thr
         self.align_corners = align_corners
+        self.normalization = normalization
         self.dropout = nn.Dropout2d(dropout_ratio)
         self.classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
 
@@ -116,12 +163,7 @@ class CAMHead(BaseModule):
         Raises:
             ValueError: If a sample has no image-level label, or one of another class count.
         """
-        image_labels = self.stack_image_labels([sample.metainfo for sample in data_samples])
-        if image_labels is None:
-            raise ValueError(
-                'the training samples have no gt_image_label: give the data set image_labels=... '
-                'and end its pipeline with PackWSSSInputs'
-            )
+        image_labels = self.require_image_labels(data_samples)
         return self.loss_by_image_labels(feats, image_labels)
 
     def loss_by_image_labels(
@@ -134,9 +176,22 @@ class CAMHead(BaseModule):
             image_labels: Image-level labels in {0, 1}, shape (N, K).
 
         Returns:
-            ``loss_cls``, a scalar.
+            The contrasts of :meth:`describe_batch`, and :func:`classification_losses`.
         """
-        return dict(loss_cls=classification_loss(self.forward(feats), image_labels))
+        outputs = self.describe_batch(feats, image_labels)
+        return classification_losses(outputs, image_labels) | outputs.contrasts
+
+    def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
+        """Compute everything of which the losses are made.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            The evidence.
+        """
+        return HeadOutputs(self.plain_evidence(feats), None, {})
 
     def predict(self, feats: Sequence[Tensor], img_metas: list[dict], test_cfg: Any) -> Tensor:
         """Score background and classes at every pixel of the input.
@@ -154,20 +209,52 @@ class CAMHead(BaseModule):
         Raises:
             ValueError: If the segmentor cuts the image into windows or pads it.
         """
+        evidence, image_labels = self.predict_evidence(feats, img_metas, test_cfg)
+        return self.finish(evidence, image_labels, img_metas, test_cfg)
+
+    def predict_evidence(
+        self, feats: Sequence[Tensor], img_metas: list[dict], test_cfg: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the evidence of images, under the labels that are given or else predicted.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            img_metas: Meta information of the images; ``gt_image_label`` where labels are given.
+            test_cfg: As for :meth:`predict`.
+
+        Returns:
+            Class evidence, unbounded, shape (N, K, h, w), and image-level labels in {0, 1}, shape
+            (N, K).
+
+        Raises:
+            ValueError: If the segmentor cuts the image into windows or pads it.
+        """
         test_cfg = test_cfg or {}
         refuse_windows_and_padding(img_metas, test_cfg)
         image_labels = self.stack_image_labels(img_metas)
         if image_labels is None:
             image_labels = self.predict_labels(self.plain_evidence(feats))
-        refine = test_cfg.get('refine', True)
-        evidence = self.forward(feats, image_labels) if refine else self.plain_evidence(feats)
-        cam_logits = F.interpolate(
-            evidence.float(),
-            size=tuple(img_metas[0].get('pad_shape', img_metas[0]['img_shape'])[:2]),
-            mode='bilinear',
-            align_corners=self.align_corners,
-        )
-        if test_cfg.get('cam_output') == 'logits':
+        if test_cfg.get('refine', True):
+            return self.forward(feats, image_labels), image_labels
+        return self.plain_evidence(feats), image_labels
+
+    def finish(
+        self, evidence: Tensor, image_labels: Tensor, img_metas: list[dict], test_cfg: Any
+    ) -> Tensor:
+        """Bring evidence to the size of the input, and turn it into what ``test_cfg`` asks for.
+
+        Args:
+            evidence: Class evidence, unbounded, shape (N, K, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+            img_metas: Meta information of the images.
+            test_cfg: As for :meth:`predict`.
+
+        Returns:
+            As :meth:`predict`.
+        """
+        size = tuple(img_metas[0].get('pad_shape', img_metas[0]['img_shape'])[:2])
+        cam_logits = resize_maps(evidence, size, self.align_corners)
+        if (test_cfg or {}).get('cam_output') == 'logits':
             return F.pad(cam_logits, (0, 0, 0, 0, 1, 0))
         return self.score_maps(cam_logits, image_labels)
 
@@ -192,8 +279,28 @@ class CAMHead(BaseModule):
         Returns:
             Scores in [0, 1], background first, shape (N, K + 1, H, W).
         """
-        cams = normalize_cams(cam_logits, image_labels)
+        cams = NORMALIZATIONS[self.normalization](cam_logits, image_labels)
         return torch.cat([background_score(cams, self.bg_thr, self.bg_alpha), cams], dim=1)
+
+    def require_image_labels(self, data_samples: list[SegDataSample]) -> Tensor:
+        """Collect the image-level labels that training needs.
+
+        Args:
+            data_samples: Samples with ``gt_image_label``, (K,) values in {0, 1}.
+
+        Returns:
+            Labels in {0, 1} on the head's device, shape (N, K).
+
+        Raises:
+            ValueError: If a sample has no image-level label, or one of another class count.
+        """
+        image_labels = self.stack_image_labels([sample.metainfo for sample in data_samples])
+        if image_labels is None:
+            raise ValueError(
+                'the training samples have no gt_image_label: give the data set image_labels=... '
+                'and end its pipeline with PackWSSSInputs'
+            )
+        return image_labels
 
     def stack_image_labels(self, img_metas: list[dict]) -> Tensor | None:
         """Collect the image-level labels of a batch.
@@ -277,6 +384,36 @@ def refuse_windows_and_padding(img_metas: list[dict], test_cfg: Any) -> None:
             'the CAMs of a padded image would depend on the size of its batch mates: test with '
             'batch_size=1 and without data_preprocessor.test_cfg'
         )
+
+
+def resize_maps(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Resize maps bilinearly, in float32 also under autocast.
+
+    Args:
+        maps: Maps, shape (N, C, h, w).
+        size: Height and width in pixels.
+        align_corners: Whether the centres of the corner pixels stay in place, as in torch.
+
+    Returns:
+        Maps, shape (N, C, *size).
+    """
+    return F.interpolate(maps.float(), size, mode='bilinear', align_corners=align_corners)
+
+
+def classification_losses(outputs: HeadOutputs, image_labels: Tensor) -> dict[str, Tensor]:
+    """Compare the evidence of a head with image-level labels.
+
+    Args:
+        outputs: Evidence of the plain and, where there is one, of the refined classifier.
+        image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+    Returns:
+        ``loss_cls`` and, of a head that refines, ``loss_cls_refined``, scalars.
+    """
+    losses = dict(loss_cls=classification_loss(outputs.cam_logits, image_labels))
+    if outputs.refined_logits is not None:
+        losses['loss_cls_refined'] = classification_loss(outputs.refined_logits, image_labels)
+    return losses
 
 
 def classification_loss(cam_logits: Tensor, image_labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mmdscnet.functional.semantic_graph import (
     make_class_profiles,
     pass_messages,
 )
-from mmdscnet.models.decode_heads.cam_head import CAMHead, classification_loss
+from mmdscnet.models.decode_heads.cam_head import CAMHead, HeadOutputs
 
 
 class ImageContext(NamedTuple):
@@ -146,41 +146,38 @@ class DSCHead(CAMHead):
         nodes = self.make_nodes(own, only_self_and_memory)
         return self.refine(feat, embeddings, own, nodes)
 
-    def loss_by_image_labels(
-        self, feats: Sequence[Tensor], image_labels: Tensor
-    ) -> dict[str, Tensor]:
-        """Compute the objective, Eq. 13, over the global batch.
+    def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
+        """Compute the terms of the objective, Eq. 13, over the global batch.
 
         Args:
             feats: Outputs of the backbone, each of shape (N, D, h, w).
             image_labels: Image-level labels in {0, 1}, shape (N, K).
 
         Returns:
-            ``loss_cls``, a scalar; where configured ``loss_pgcl``, ``loss_sgcl`` and, with the dual
-            stream, ``loss_cls_refined``.
+            The evidence, refined where there is a dual stream, and ``loss_pgcl`` and ``loss_sgcl``
+            where configured.
         """
         feat = self.dropout(feats[self.in_index])
         cam_logits = self.classifier(feat)
-        losses = dict(loss_cls=classification_loss(cam_logits, image_labels))
         embeddings = self.projection(feat)
         own = self.describe_images(embeddings, cam_logits, image_labels)
         batch = gather_context(own)
         memory = self.memory[None], self.memory_valid[None]
+        contrasts, refined_logits = {}, None
         if self.pgcl is not None:
             contrast = self.pgcl(batch.groups, batch.valid, *memory)
-            losses[self.pgcl.loss_name] = self.contrast_scale * contrast
+            contrasts[self.pgcl.loss_name] = self.contrast_scale * contrast
         if self.has_graph:
             images = len(batch.groups)
             everything = torch.ones(images, images + 1, dtype=torch.bool, device=feat.device)
             nodes = self.make_nodes(batch, everything)
         if self.sgcl is not None:
             contrast = self.sgcl(nodes, batch.valid, batch.keys, batch.key_valid, *memory)
-            losses[self.sgcl.loss_name] = self.contrast_scale * contrast
+            contrasts[self.sgcl.loss_name] = self.contrast_scale * contrast
         if self.dual_stream:
             refined_logits = self.refine(feat, embeddings, own, own_images(nodes))
-            losses['loss_cls_refined'] = classification_loss(refined_logits, image_labels)
         self.update_memory(batch)
-        return losses
+        return HeadOutputs(cam_logits, refined_logits, contrasts)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any

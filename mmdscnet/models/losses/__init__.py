@@ -1,6 +1,9 @@
-"""The two contrasts as loss modules: tensors in, weighted scalar out."""
+"""The terms of the objectives as modules: tensors in, weighted scalar out."""
 
+from mmdscnet.models.losses.equivariance_loss import EquivarianceLoss
+from mmdscnet.models.losses.equivariant_cross_loss import EquivariantCrossLoss
+from mmdscnet.models.losses.min_pooling_loss import MinPoolingLoss
 from mmdscnet.models.losses.pgcl_loss import PGCLLoss
 from mmdscnet.models.losses.sgcl_loss import SGCLLoss
 
-__all__ = ['PGCLLoss', 'SGCLLoss']
+__all__ = ['EquivarianceLoss', 'EquivariantCrossLoss', 'MinPoolingLoss', 'PGCLLoss', 'SGCLLoss']

@@ -1,9 +1,9 @@
 """What both contrasts are configured by."""
 
-from torch import nn
+from mmdscnet.models.losses.weighted_loss import WeightedLoss
 
 
-class ContrastLoss(nn.Module):
+class ContrastLoss(WeightedLoss):
     """A contrast with its temperature, weight and name.
 
     Args:
@@ -12,18 +12,11 @@ class ContrastLoss(nn.Module):
         loss_name: Key in the log.
 
     Raises:
-        ValueError: If ``temperature`` is not positive, or ``loss_name`` does not begin with
-            ``loss_`` (mmengine would log the loss but not train it).
+        ValueError: If ``temperature`` is not positive, or as for :class:`WeightedLoss`.
     """
 
     def __init__(self, temperature: float, loss_weight: float, loss_name: str) -> None:
-        super().__init__()
+        super().__init__(loss_weight, loss_name)
         if temperature <= 0:
             raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
-        if not loss_name.startswith('loss_'):
-            raise ValueError(
-                f'loss_name={loss_name!r} must begin with "loss_": mmengine trains only such keys'
-            )
         self.temperature = temperature
-        self.loss_weight = loss_weight
-        self.loss_name = loss_name

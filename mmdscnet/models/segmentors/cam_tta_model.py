@@ -6,8 +6,11 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.model import BaseTTAModel
 from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+
+from mmdscnet.models.segmentors.seam import SEAM
 
 
 @MODELS.register_module()
@@ -18,7 +21,7 @@ class CAMTTAModel(BaseTTAModel):
     with. mmseg's own ``SegTTAModel`` takes a softmax instead, which CAMs are not made for.
 
     Where no labels are given, the classes are predicted from the plain evidence of all views; a
-    head that refines its CAMs then refines every view under these same labels, in a second pass.
+    model that refines its CAMs then refines every view under these same labels, in a second pass.
 
     Args:
         module: Config of the segmentor, whose head is a :class:`CAMHead`.
@@ -39,8 +42,7 @@ class CAMTTAModel(BaseTTAModel):
             As :meth:`merge_preds`.
         """
         views = data['data_samples']
-        refines = getattr(self.module.decode_head, 'dual_stream', False)
-        if refines and not any('gt_image_label' in sample for sample in views[0]):
+        if refines_cams(self.module) and not any('gt_image_label' in sample for sample in views[0]):
             test_cfg = self.module.test_cfg
             self.module.test_cfg = ConfigDict(test_cfg, refine=False)
             plain = super().test_step(data)
@@ -84,3 +86,8 @@ class CAMTTAModel(BaseTTAModel):
         merged.seg_logits = PixelData(data=scores)
         merged.pred_sem_seg = PixelData(data=scores.argmax(dim=0, keepdim=True))
         return merged
+
+
+def refines_cams(segmentor: EncoderDecoder) -> bool:
+    """Whether the CAMs of a model are not those of its plain classifier."""
+    return isinstance(segmentor, SEAM) or getattr(segmentor.decode_head, 'dual_stream', False)

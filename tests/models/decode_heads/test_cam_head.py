@@ -6,6 +6,13 @@ import torch.nn.functional as F
 from mmengine.runner import load_checkpoint, save_checkpoint
 from mmseg.registry import MODELS
 
+from mmdscnet.models.decode_heads.cam_head import (
+    HeadOutputs,
+    classification_loss,
+    classification_losses,
+    resize_maps,
+)
+
 LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
 
 
@@ -241,3 +248,153 @@ def test_padded_image_is_refused():
     meta = dict(img_shape=(8, 8), img_padding_size=[0, 3, 0, 0])
     with pytest.raises(ValueError, match='test with batch_size=1'):
         head.predict([torch.zeros(1, 6, 2, 2)], [meta], test_cfg=None)
+
+
+# ----------------------------------------------------------------- what a segmentor asks a head for
+
+
+def naive_soft_margin(maps, image_labels):
+    """Mean over images and classes of the logistic loss of the mean evidence."""
+    terms = []
+    for image, row in zip(maps, image_labels, strict=True):
+        for map_, label in zip(image, row, strict=True):
+            margin = map_.mean().item() * (1 if label else -1)
+            terms.append(math.log1p(math.exp(-margin)))
+    return sum(terms) / len(terms)
+
+
+@pytest.fixture
+def plain_and_refined():
+    return HeadOutputs(torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5), {'loss_a': torch.ones(())})
+
+
+def test_best_evidence_is_the_refined_where_there_is_such(plain_and_refined):
+    assert plain_and_refined.best_logits is plain_and_refined.refined_logits
+    plain = plain_and_refined._replace(refined_logits=None)
+    assert plain.best_logits is plain.cam_logits
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_all_maps_of_the_outputs_are_resized(plain_and_refined, align_corners):
+    resized = plain_and_refined.resize((7, 9), align_corners)
+    for name in ('cam_logits', 'refined_logits'):
+        expected = F.interpolate(
+            getattr(plain_and_refined, name), (7, 9), mode='bilinear', align_corners=align_corners
+        )
+        assert torch.equal(getattr(resized, name), expected)
+    assert resized.contrasts == plain_and_refined.contrasts
+    assert plain_and_refined._replace(refined_logits=None).resize((7, 9), True)[1] is None
+
+
+def test_resized_maps_by_hand():
+    maps = torch.tensor([[[[0.0, 3.0]]]])
+    aligned = resize_maps(maps, (2, 4), align_corners=True)
+    assert torch.equal(aligned, torch.tensor([0.0, 1, 2, 3]).expand(1, 1, 2, 4))
+    halved = resize_maps(maps, (1, 4), align_corners=False)
+    torch.testing.assert_close(halved, torch.tensor([[[[0.0, 0.75, 2.25, 3.0]]]]))
+
+
+def test_resized_maps_are_float32_under_autocast():
+    maps = torch.randn(1, 2, 3, 4).bfloat16()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        resized = resize_maps(maps, (6, 7), align_corners=True)
+    assert resized.dtype == torch.float32
+    assert torch.equal(resized, resize_maps(maps.float(), (6, 7), align_corners=True))
+
+
+def test_classification_losses_equal_naive_loops(plain_and_refined):
+    losses = classification_losses(plain_and_refined, LABELS)
+    assert set(losses) == {'loss_cls', 'loss_cls_refined'}
+    plain, refined, _ = plain_and_refined
+    assert losses['loss_cls'].item() == pytest.approx(naive_soft_margin(plain, LABELS), rel=1e-5)
+    expected = naive_soft_margin(refined, LABELS)
+    assert losses['loss_cls_refined'].item() == pytest.approx(expected, rel=1e-5)
+    alone = classification_losses(plain_and_refined._replace(refined_logits=None), LABELS)
+    assert alone == dict(loss_cls=losses['loss_cls'])
+
+
+def test_classification_loss_by_hand():
+    evidence = torch.tensor([[[[0.0, 2.0]], [[-1.0, 1.0]]]])
+    loss = classification_loss(evidence, torch.tensor([[1.0, 0.0]]))
+    expected = (math.log1p(math.exp(-1.0)) + math.log(2.0)) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_plain_head_describes_a_batch_by_its_evidence(head, feats):
+    outputs = head.describe_batch(feats, LABELS)
+    assert torch.equal(outputs.cam_logits, head.forward(feats))
+    assert outputs.refined_logits is None
+    assert outputs.contrasts == {}
+
+
+def test_losses_are_those_of_what_the_head_describes(head, feats):
+    outputs = head.describe_batch(feats, LABELS)
+    assert head.loss_by_image_labels(feats, LABELS) == classification_losses(outputs, LABELS)
+
+
+def test_labels_of_training_are_collected_in_order(head, make_samples):
+    labels = head.require_image_labels(make_samples(LABELS))
+    assert labels.dtype == torch.float32
+    assert torch.equal(labels, LABELS)
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+@pytest.mark.parametrize('test_cfg', [None, dict(refine=False), dict(mode='whole')])
+def test_evidence_comes_with_given_or_predicted_labels(
+    head, feats, make_samples, labelled, test_cfg
+):
+    metas = metas_of(make_samples(LABELS if labelled else 4))
+    evidence, labels = head.predict_evidence(feats, metas, test_cfg)
+    assert torch.equal(evidence, head.forward(feats))
+    assert torch.equal(labels, LABELS if labelled else head.predict_labels(evidence))
+
+
+def test_evidence_of_windows_is_refused(head, feats, make_samples):
+    with pytest.raises(ValueError, match=r"use mode='whole'"):
+        head.predict_evidence(feats, metas_of(make_samples(LABELS)), dict(mode='slide'))
+
+
+@pytest.mark.parametrize('test_cfg', [None, dict(cam_output='logits')])
+def test_prediction_is_finished_evidence(head, feats, make_samples, test_cfg):
+    metas = metas_of(make_samples(LABELS))
+    finished = head.finish(*head.predict_evidence(feats, metas, test_cfg), metas, test_cfg)
+    assert torch.equal(finished, head.predict(feats, metas, test_cfg))
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_finished_evidence_grows_as_the_head_says(build_head, make_samples, align_corners):
+    head = build_head('m0', align_corners=align_corners)
+    evidence, metas = torch.randn(4, 3, 5, 5), metas_of(make_samples(LABELS, size=(20, 24)))
+    logits = head.finish(evidence, LABELS, metas, dict(cam_output='logits'))
+    expected = F.interpolate(evidence, (20, 24), mode='bilinear', align_corners=align_corners)
+    assert logits[:, 0].count_nonzero() == 0
+    assert torch.equal(logits[:, 1:], expected)
+    assert torch.equal(
+        head.finish(evidence, LABELS, metas, None), head.score_maps(expected, LABELS)
+    )
+
+
+@pytest.mark.parametrize('bg_alpha', [None, 2.0])
+def test_min_max_normalisation_subtracts_the_lowest_value(build_head, bg_alpha):
+    head = build_head('m0', normalization='min_max', bg_alpha=bg_alpha)
+    evidence = torch.rand(4, 3, 5, 6) + 0.5
+    scores = head.score_maps(evidence, LABELS)
+    for cams, maps, row in zip(scores[:, 1:], evidence, LABELS, strict=True):
+        for cam, map_, label in zip(cams, maps, row, strict=True):
+            expected = label * (map_ - map_.min()) / (map_.max() - map_.min())
+            torch.testing.assert_close(cam, expected, rtol=0, atol=1e-4)
+    strongest = scores[:, 1:].amax(dim=1)
+    background = (1 - strongest) ** 2 if bg_alpha else torch.full_like(strongest, head.bg_thr)
+    torch.testing.assert_close(scores[:, 0], background)
+
+
+def test_normalisation_is_by_the_peak_alone_by_default(build_head):
+    evidence = torch.rand(4, 3, 5, 6) + 0.5
+    scores = build_head('m0').score_maps(evidence, LABELS)
+    assert torch.equal(scores, build_head('m0', normalization='max').score_maps(evidence, LABELS))
+    assert scores[0, 1].min() > 0.3
+
+
+def test_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match=r"normalization='softmax' is none of .*'max', 'min_max'"):
+        MODELS.build(dict(type='CAMHead', in_channels=6, num_classes=4, normalization='softmax'))

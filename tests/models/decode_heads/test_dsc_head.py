@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import mmdscnet  # noqa: F401  (the ranks at the end of this file run without conftest.py)
+from mmdscnet.models.decode_heads.cam_head import classification_losses
 from mmdscnet.models.decode_heads.dsc_head import ImageContext
 
 CONTRASTS = dict(m1={'loss_pgcl'}, m2={'loss_sgcl'}, m3={'loss_pgcl', 'loss_sgcl'})
@@ -179,6 +180,38 @@ def test_loss_weights_scale_the_contrasts(build_head, feats):
     losses = twice.loss_by_image_labels(feats, LABELS)
     torch.testing.assert_close(losses['loss_groups'], 2 * expected['loss_pgcl'])
     torch.testing.assert_close(losses['loss_nodes'], 2 * expected['loss_sgcl'])
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_batch_is_described_by_evidence_and_contrasts(build_head, feats, ablation):
+    head = build_head(ablation)
+    outputs = head.describe_batch(feats, LABELS)
+    assert torch.equal(outputs.cam_logits, head.plain_evidence(feats))
+    assert (outputs.refined_logits is not None) == (ablation == 'm4')
+    assert set(outputs.contrasts) == CONTRASTS[ablation]
+    assert outputs.best_logits is (outputs.refined_logits if ablation == 'm4' else outputs[0])
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_losses_are_those_of_what_the_head_describes(build_head, feats, ablation):
+    first, second = build_head(ablation), build_head(ablation)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        losses = first.loss_by_image_labels(feats, LABELS)
+        outputs = second.describe_batch(feats, LABELS)
+        assert losses == classification_losses(outputs, LABELS) | outputs.contrasts
+    assert torch.equal(second.memory, first.memory)
+
+
+def test_refined_evidence_starts_as_the_plain_one(build_head, feats):
+    outputs = build_head('m4', dropout_ratio=0.5).describe_batch(feats, LABELS)
+    assert torch.equal(outputs.refined_logits, outputs.cam_logits)
+
+
+def test_describing_a_batch_remembers_it(build_head, feats):
+    head = build_head('m4')
+    head.describe_batch(feats, LABELS * torch.tensor([1.0, 0.0, 1.0]))
+    assert head.memory_valid.tolist() == [True, True, False, True]
 
 
 # ------------------------------------------------------------------- the start, and the checkpoints

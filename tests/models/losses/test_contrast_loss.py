@@ -2,12 +2,14 @@ import pytest
 
 from mmdscnet.models.losses import PGCLLoss, SGCLLoss
 from mmdscnet.models.losses.contrast_loss import ContrastLoss
+from mmdscnet.models.losses.weighted_loss import WeightedLoss
 
 
 def test_settings_are_kept():
     loss = ContrastLoss(temperature=0.2, loss_weight=3.0, loss_name='loss_mine')
     assert (loss.temperature, loss.loss_weight, loss.loss_name) == (0.2, 3.0, 'loss_mine')
     assert not list(loss.parameters())
+    assert isinstance(loss, WeightedLoss)
 
 
 @pytest.mark.parametrize('kind', [PGCLLoss, SGCLLoss])

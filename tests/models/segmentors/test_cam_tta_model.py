@@ -32,6 +32,19 @@ def refined_tta_model(build_segmentor):
 
 
 @pytest.fixture
+def seam_tta_model(build_seam):
+    """Wrap a SEAM with the head of an ablation, whose revised CAMs differ from its plain ones."""
+
+    def build(ablation, **kwargs):
+        seam = build_seam(ablation, **kwargs)
+        for parameter in seam.decode_head.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        return MODELS.build(dict(type='CAMTTAModel', module=seam)).eval()
+
+    return build
+
+
+@pytest.fixture
 def image_info(tmp_path):
     """Write a small picture with a mask."""
     rng = np.random.default_rng(0)
@@ -72,6 +85,27 @@ def normalise(evidence, label):
         if label[k] and evidence[k].max() > 0:
             cams[k] = evidence[k].clamp(min=0) / evidence[k].max()
     return cams
+
+
+def stretch(evidence, label):
+    """The min-max normalisation of SEAM in loops."""
+    cams = torch.zeros_like(evidence)
+    for k, of_class in enumerate(evidence.clamp(min=0)):
+        if label[k]:
+            low, high = of_class.min(), of_class.max()
+            cams[k] = (of_class - low - 1e-5).clamp(min=0) / (high - low + 1e-5)
+    return cams
+
+
+def average_views(data, maps_of_view):
+    """Mean evidence of all views on the image, of which ``maps_of_view(pixels)`` gives one."""
+    total = 0
+    for inputs, samples in zip(data['inputs'], data['data_samples'], strict=True):
+        maps = maps_of_view((inputs[0][None].float() - 127.5) / 63.75)
+        maps = F.interpolate(maps, inputs[0].shape[1:], mode='bilinear', align_corners=True)
+        maps = maps.flip(3) if samples[0].flip else maps
+        total = total + F.interpolate(maps, IMAGE_SIZE, mode='bilinear', align_corners=False)[0]
+    return total / len(data['inputs'])
 
 
 def make_view(logits, **metainfo):
@@ -229,3 +263,74 @@ def test_all_views_are_refined_under_the_same_predicted_labels(
 
 def test_module_is_asked_for_evidence_and_keeps_its_test_config(tta_model):
     assert tta_model.module.test_cfg == dict(mode='whole', cam_output='logits')
+
+
+# ------------------------------------------------------------------------------------ SEAM inside
+
+
+@pytest.mark.parametrize('ablation', ['m0', 'm4'])
+@pytest.mark.parametrize('labelled', [True, False])
+def test_cams_of_seam_equal_the_sum_of_views_by_hand(
+    seam_tta_model, image_info, ablation, labelled
+):
+    if labelled:
+        image_info['gt_image_label'] = LABEL
+    model = seam_tta_model(ablation)
+    seam, head = model.module, model.module.decode_head
+    data = load_views(image_info, scales=(0.75, 1.0, 1.5), flips=(False, True))
+    assert len(data['inputs']) == 6
+    with torch.no_grad():
+        (result,) = model.test_step(data)
+        plain = average_views(data, lambda pixels: head.plain_evidence(seam.backbone(pixels)))
+        image_scores = plain.mean(dim=(1, 2))
+        predicted = (image_scores > 0) | (image_scores == image_scores.max())
+        assert not predicted.all()
+        label = torch.from_numpy(LABEL) if labelled else predicted.float()
+
+        def revised_maps(pixels):
+            feats = seam.backbone(pixels)
+            return seam.pcm(pixels, feats, head.forward(feats, label[None]))[:, 1:]
+
+        expected = stretch(average_views(data, revised_maps), label)
+    torch.testing.assert_close(result.seg_logits.data[1:], expected, rtol=0, atol=1e-4)
+    assert torch.all(result.seg_logits.data[0] == head.bg_thr)
+    argmax = result.seg_logits.data.argmax(dim=0, keepdim=True)
+    assert torch.equal(result.pred_sem_seg.data, argmax)
+    assert ('gt_image_label' in result) is labelled
+
+
+@pytest.mark.parametrize('labelled', [True, False])
+def test_plain_cams_of_seam_equal_the_sum_of_views_by_hand(seam_tta_model, image_info, labelled):
+    if labelled:
+        image_info['gt_image_label'] = LABEL
+    model = seam_tta_model('m0', test_cfg=dict(refine=False))
+    seam = model.module
+    data = load_views(image_info, scales=(1.0, 1.5), flips=(False, True))
+    with torch.no_grad():
+        (result,) = model.test_step(data)
+        plain = average_views(
+            data, lambda pixels: seam.decode_head.plain_evidence(seam.backbone(pixels))
+        )
+    image_scores = plain.mean(dim=(1, 2))
+    predicted = (image_scores > 0) | (image_scores == image_scores.max())
+    expected = stretch(plain, LABEL if labelled else predicted)
+    torch.testing.assert_close(result.seg_logits.data[1:], expected, rtol=0, atol=1e-4)
+
+
+def test_one_plain_view_equals_seam(seam_tta_model, image_info):
+    image_info['gt_image_label'] = LABEL
+    model = seam_tta_model('m0')
+    with torch.no_grad():
+        (result,) = model.test_step(load_views(image_info))
+        model.module.test_cfg = ConfigDict(mode='whole')
+        inner = {key: value[0] for key, value in load_views(image_info).items()}
+        (expected,) = model.module.test_step(inner)
+    torch.testing.assert_close(result.seg_logits.data, expected.seg_logits.data)
+
+
+def test_seam_keeps_its_test_config_when_labels_are_predicted(seam_tta_model, image_info):
+    model = seam_tta_model('m0')
+    before = dict(model.module.test_cfg)
+    with torch.no_grad():
+        model.test_step(load_views(image_info))
+    assert model.module.test_cfg == before == dict(mode='whole', cam_output='logits')

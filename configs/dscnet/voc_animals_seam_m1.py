@@ -1,0 +1,3 @@
+# M1: the group contrast alone.
+_base_ = './voc_animals_seam.py'
+model = dict(decode_head=dict(sgcl=None, dual_stream=False))

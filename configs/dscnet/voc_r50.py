@@ -1,0 +1,13 @@
+# M4 on VOC 2012 without SEAM: both contrasts and the dual stream on the plain CAM network with
+# ResNet-50. Not run yet.
+_base_ = '../cam/voc.py'
+model = dict(
+    decode_head=dict(
+        type='DSCHead',
+        pgcl=dict(type='PGCLLoss', loss_weight=0.6),
+        sgcl=dict(type='SGCLLoss', loss_weight=0.4),
+        dual_stream=True,
+    )
+)
+train_dataloader = dict(sampler=dict(_delete_=True, type='GroupSampler', group_size=2))
+custom_hooks = [dict(type='ContrastWarmupHook', share=0.15)]

@@ -1,0 +1,58 @@
+# Second stage of SEAM on VOC 2012: DeepLab-v1 on ResNet38d (ImageNet), crop 448, 20,000 steps of 10
+# images on 5 GPUs (with others, set train_dataloader.batch_size), here with real momentum. Tested
+# over six scales with flips, then a CRF. Not run yet.
+_base_ = [
+    '../_base_/datasets/voc_pseudo.py',
+    '../_base_/schedules/poly_20k.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=(448, 448),
+    ),
+    backbone=dict(
+        type='ResNet38d',
+        frozen_stages=2,
+        init_cfg=dict(type='Pretrained', checkpoint='data/weights/resnet38d_imagenet.pth'),
+    ),
+    decode_head=dict(
+        type='LargeFOVHead',
+        in_channels=4096,
+        in_index=2,
+        channels=512,
+        dropout_ratio=0.5,
+        num_classes=21,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+train_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadCheckedImage'),
+            dict(type='LoadCheckedMask'),
+            dict(
+                type='RandomResize', scale=(448, 448), ratio_range=(1.0, 768 / 448), keep_ratio=True
+            ),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='RandomColorJitter', brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1),
+            dict(type='RandomCropOrPad', crop_size=(448, 448), pad_value=(103.53, 116.28, 123.675)),
+            dict(type='PackSegInputs'),
+        ],
+    )
+)
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='SGD', lr=1e-3, momentum=0.9, weight_decay=5e-4),
+    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
+)
+log_processor = dict(by_epoch=False)

@@ -1,0 +1,67 @@
+"""How every export begins: the same on all ranks, and where an earlier run stopped."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import barrier, get_rank
+from mmseg.datasets import BaseSegDataset
+
+from mmdscnet.pseudo_labels import ExportFolder
+
+
+def start_export(
+    folder: str | os.PathLike[str],
+    suffix: str,
+    settings: Mapping[str, Any],
+    dataset: BaseSegDataset,
+) -> tuple[ExportFolder, list[int]]:
+    """Open the folder of an export on every rank, and see what is to be done.
+
+    Args:
+        folder: Where to write.
+        suffix: End of the file names, such as ``.png``.
+        settings: What the files depend on; see :class:`ExportFolder`.
+        dataset: The images.
+
+    Returns:
+        The folder, and the indices of the images without a file, the same on every rank.
+
+    Raises:
+        ValueError: If the folder holds an export with other settings, or two images have one name.
+    """
+    ids = image_ids(dataset)
+    if get_rank() == 0:
+        ExportFolder(folder, suffix, settings)
+    barrier()
+    export = ExportFolder(folder, suffix, settings)
+    missing = set(export.missing(ids))
+    # No rank may write before all have looked.
+    barrier()
+    return export, [index for index, image_id in enumerate(ids) if image_id in missing]
+
+
+def image_ids(dataset: BaseSegDataset) -> list[str]:
+    """List the images of a data set.
+
+    Args:
+        dataset: The images.
+
+    Returns:
+        File names without suffix, in the order of the data set.
+
+    Raises:
+        ValueError: If two images have one name, so that their files would be the same.
+    """
+    paths = [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
+    first: dict[str, str] = {}
+    for path in paths:
+        image_id = Path(path).stem
+        if image_id in first:
+            raise ValueError(
+                f'images {first[image_id]} and {path} would both be {image_id!r} in an export: '
+                'list every image once, under a name of its own'
+            )
+        first[image_id] = path
+    return list(first)
