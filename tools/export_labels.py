@@ -48,6 +48,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cams', help='folder of exported CAMs, for an AffinityNet')
     parser.add_argument('--tta', action='store_true', help='merge scales and flips')
     parser.add_argument('--crf', action='store_true', help='run a dense CRF over the scores')
+    parser.add_argument(
+        '--crf-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings of the dense CRF; default: those of AffinityNet',
+    )
     parser.add_argument('--jobs', type=int, default=1, help='processes that write, and run the CRF')
     parser.add_argument('--num-workers', type=int, default=2, help='processes that read images')
     parser.add_argument(
@@ -93,7 +101,7 @@ def main() -> None:
         labels=args.labels,
         cams=cams and hash_file(Path(cams, SETTINGS_FILE)),
     )
-    crf = DenseCRF() if args.crf else None
+    crf = DenseCRF(**args.crf_options) if args.crf else None
     written = export_labels(model, dataset, args.out, settings, crf, args.num_workers, args.jobs)
     if get_rank() == 0:
         print(f'\n{written} label maps written by this process, {len(dataset)} in {args.out}')

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mmengine.config import DictAction
 from mmengine.fileio import list_from_file
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -15,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import make_affinity_labels
 from mmdscnet.datasets import voc_palette
+from mmdscnet.pseudo_labels import DenseCRF
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,6 +35,15 @@ def parse_args() -> argparse.Namespace:
         default=(4.0, 24.0),
         metavar=('LOW', 'HIGH'),
         help='exponents of the background (1 - max)^alpha; default: those of SEAM',
+    )
+    parser.add_argument(
+        '--crf-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings of the dense CRF, such as bilateral_sxy=50; default: those of AffinityNet, '
+        'which fit images of 500 pixels',
     )
     parser.add_argument('--jobs', type=int, default=1, help='images at a time')
     return parser.parse_args()
@@ -70,6 +81,7 @@ def main() -> None:
         args.out,
         voc_palette(256),
         alphas=tuple(args.alphas),
+        crf=DenseCRF(**args.crf_options),
         num_processes=args.jobs,
         image_ids=args.split and read_split(args.split),
     )

@@ -32,15 +32,13 @@ from mmdscnet.pseudo_labels import require_dense_crf
 
 # How the second stage is judged: folder of the label maps, and options of their export.
 PREDICTIONS = {
-    'predictions': ('--labels', 'predicted'),
-    'predictions_tta': ('--labels', 'predicted', '--tta'),
-    'predictions_tta_crf': ('--labels', 'predicted', '--tta', '--crf'),
+    'predictions': ('--tta',),
+    'predictions_crf': ('--tta', '--crf'),
 }
 JUDGED = {
     'random walk': ('walk', 'given'),
-    'second stage': ('predictions', 'predicted'),
-    'second stage, scales and flips': ('predictions_tta', 'predicted'),
-    'second stage, scales, flips, CRF': ('predictions_tta_crf', 'predicted'),
+    'second stage, scales and flips': ('predictions', 'predicted'),
+    'second stage, scales, flips, CRF': ('predictions_crf', 'predicted'),
 }
 NO_VALIDATION = ('val_cfg=None', 'val_dataloader=None', 'val_evaluator=None')
 
@@ -74,6 +72,16 @@ def parse_args() -> argparse.Namespace:
     splits = 'ImageSets/Segmentation'
     parser.add_argument('--train-split', default=f'{splits}/mini_train.txt')
     parser.add_argument('--val-split', default=f'{splits}/mini_val.txt')
+    parser.add_argument(
+        '--alphas', type=float, nargs=2, default=(1.0, 4.0), help='of the labels for AffinityNet'
+    )
+    parser.add_argument(
+        '--crf-options',
+        nargs='*',
+        default=['bilateral_sxy=50', 'bilateral_srgb=5', 'bilateral_compat=4'],
+        metavar='KEY=VALUE',
+        help='settings of every dense CRF',
+    )
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--processes', type=int, default=2, help='of exports and dense CRFs')
@@ -111,14 +119,17 @@ class Pipeline:
             [sys.executable, TOOLS / 'make_affinity_labels.py', self.folder / 'cams'],
             ['--images', self.datasets['train'].data_prefix['img_path']],
             ['--split', self.datasets['train'].ann_file, '--jobs', self.args.processes],
-            ['--out', self.folder / 'affinity_labels'],
+            ['--out', self.folder / 'affinity_labels', '--alphas', *self.args.alphas],
+            ['--crf-options', *self.args.crf_options] if self.args.crf_options else [],
         )
         self.train('affinity', self.args.affinity, self.folder / 'affinity_labels')
         for split in self.splits.values():
             extra = ('--cams', self.folder / 'cams')
             self.export('export_labels.py', 'affinity', self.args.affinity, 'walk', split, *extra)
         self.train('segmentation', self.args.segmentation, self.folder / 'walk')
+        crf_options = ('--crf-options', *self.args.crf_options) if self.args.crf_options else ()
         for out, extra in PREDICTIONS.items():
+            extra += crf_options if '--crf' in extra else ()
             for split in self.splits.values():
                 self.export(
                     'export_labels.py', 'segmentation', self.args.segmentation, out, split, *extra

@@ -27,6 +27,9 @@ model = dict(
         in_index=(1, 2, 3),
         channels=(32, 64, 64),
         num_classes=7,
+        # Chosen on mini_train among 1, 1.4, 2, 3 and 6 (seed 0): its background begins where a CAM
+        # is below t with (1 - t)^1.4 = t, at 0.44; the 6 of SEAM would be a threshold of 0.22.
+        bg_alpha=1.4,
     ),
 )
 train_dataloader = dict(
@@ -56,6 +59,7 @@ test_evaluator = dict(_delete_=True, type='IoUMetric', iou_metrics=['mIoU'])
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-5, weight_decay=1e-2),
-    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
+    # The head is new, and learns nearly alone.
+    paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=40.0))),
 )
-train_cfg = dict(max_epochs=4, val_interval=4)
+train_cfg = dict(max_epochs=3, val_interval=3)

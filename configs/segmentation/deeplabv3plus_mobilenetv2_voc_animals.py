@@ -21,7 +21,7 @@ model = dict(
         type='DepthwiseSeparableASPPHead',
         in_channels=320,
         in_index=3,
-        channels=128,
+        channels=96,
         dilations=(1, 6, 12),
         c1_in_channels=24,
         c1_channels=48,
@@ -29,7 +29,7 @@ model = dict(
         num_classes=7,
         norm_cfg=dict(type='BN', requires_grad=True),
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True),
     ),
 )
 train_dataloader = dict(
@@ -81,4 +81,4 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-2),
     paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
-train_cfg = dict(max_epochs=8, val_interval=8)
+train_cfg = dict(max_epochs=6, val_interval=6)
