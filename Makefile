@@ -16,8 +16,20 @@ STAMP := $(VENV)/made-from-$(shell cat requirements/*.txt setup.py | cksum | cut
 demo: environment
 	@$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
 
+# The tests of the dense CRF need an optional package that has to be compiled; without a compiler
+# they are skipped, and the demo does not need it.
+CRF := $(shell grep -o '^pydensecrf2==[0-9.]*' requirements/optional.txt)
+.PHONY: crf
+ifeq ($(origin VENV),file)
+crf: environment
+	@$(BIN)/python -c 'import pydensecrf' 2>/dev/null || $(PIP) '$(CRF)' || \
+		echo "no dense CRF: its tests are skipped (a C++ compiler builds it)" >&2
+else
+crf: environment
+endif
+
 # pytest comes last, so that its summary ends the output; every check runs, whatever fails.
-test: environment
+test: environment crf
 	@failed=''; \
 	$(MAKE) --no-print-directory --keep-going lint VENV='$(VENV)' || failed="$$failed lint"; \
 	$(BIN)/python -m pytest || failed="$$failed pytest"; \

@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import mmdscnet  # noqa: F401
-from mmdscnet.apis import build_split, drop_masks, export_cams, identify_checkpoint, load_model
+from mmdscnet.apis import build_split, describe_export, drop_masks, export_cams, load_model
 from mmdscnet.launch import join_ranks, read_run_config
 
 PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -68,14 +68,8 @@ def main() -> None:
     device = join_ranks(cfg)
     model = load_model(cfg, args.checkpoint, device)
     dataset = build_split(cfg, args.split, args.labels)
-    settings = dict(
-        model=cfg.model.to_dict(),
-        views=cfg.tta_pipeline,
-        checkpoint=identify_checkpoint(args.checkpoint),
-        classes=dataset.metainfo['classes'],
-        labels=args.labels,
-        precision=args.precision,
-    )
+    settings = describe_export(cfg, args.checkpoint, dataset, args.labels)
+    settings['precision'] = args.precision
     written = export_cams(
         model,
         dataset,

@@ -18,9 +18,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import (
     build_split,
+    describe_export,
     drop_masks,
     export_labels,
-    identify_checkpoint,
     image_ids,
     load_model,
 )
@@ -92,20 +92,34 @@ def main() -> None:
             f'--voc-archive={args.voc_archive} takes the {NUM_CLASSES} classes of VOC and the data '
             f'set has {num_classes}: leave the flag out'
         )
+    settings = describe_export(cfg, args.checkpoint, dataset, args.labels)
     cams = cfg.test_dataloader.dataset.get('cam_folder')
-    settings = dict(
-        model=cfg.model.to_dict(),
-        pipeline=cfg.test_dataloader.dataset.pipeline,
-        checkpoint=identify_checkpoint(args.checkpoint),
-        classes=dataset.metainfo['classes'],
-        labels=args.labels,
-        cams=cams and hash_file(Path(cams, SETTINGS_FILE)),
-    )
+    settings['cams'] = cams and identify_cams(cams)
     crf = DenseCRF(**args.crf_options) if args.crf else None
     written = export_labels(model, dataset, args.out, settings, crf, args.num_workers, args.jobs)
     if get_rank() == 0:
         print(f'\n{written} label maps written by this process, {len(dataset)} in {args.out}')
         finish(args, dataset)
+
+
+def identify_cams(folder: str) -> str:
+    """Identify exported CAMs by their settings.
+
+    Args:
+        folder: Folder of the CAMs.
+
+    Returns:
+        Hash of the settings.
+
+    Raises:
+        FileNotFoundError: If there are none, so that these are not exported CAMs.
+    """
+    path = Path(folder, SETTINGS_FILE)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{folder} has no {SETTINGS_FILE}: give a folder that tools/export_cams.py wrote'
+        )
+    return hash_file(path)
 
 
 def finish(args: argparse.Namespace, dataset: VOCLayoutDataset) -> None:

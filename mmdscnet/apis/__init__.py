@@ -2,23 +2,22 @@
 
 from mmdscnet.apis.affinity_labels import make_affinity_labels
 from mmdscnet.apis.cam_export import export_cams
-from mmdscnet.apis.export_start import image_ids, start_export
+from mmdscnet.apis.export_start import describe_export, image_ids, start_export
 from mmdscnet.apis.judgement import Judgement, judge, train_and_judge
 from mmdscnet.apis.label_export import export_labels
 from mmdscnet.apis.model_loading import (
     build_split,
     drop_masks,
-    identify_checkpoint,
     load_model,
 )
 
 __all__ = [
     'Judgement',
     'build_split',
+    'describe_export',
     'drop_masks',
     'export_cams',
     'export_labels',
-    'identify_checkpoint',
     'image_ids',
     'judge',
     'load_model',

@@ -106,6 +106,7 @@ def export_cams(
     with ThreadPoolExecutor(WRITER_THREADS) as pool:
         pending: list[Future] = []
         for batch in loader:
+            check_labels(dataset, batch)
             cams = compute_cams(model, batch, precision)
             pending = wait_for_writers(pending, WRITER_THREADS * batch_size)
             for image_id, (maps, class_ids) in zip(batch.image_ids, cams, strict=True):
@@ -138,6 +139,23 @@ def check_model(model: EncoderDecoder, dataset: VOCLayoutDataset) -> None:
         raise ValueError(
             f'data_preprocessor.test_cfg={model.data_preprocessor.test_cfg} pads the images, and '
             'the CAMs would depend on it: set it to None'
+        )
+
+
+def check_labels(dataset: VOCLayoutDataset, batch: CAMBatch) -> None:
+    """Refuse a pipeline that loses the labels of the data set, which would then be predicted.
+
+    Args:
+        dataset: The images.
+        batch: What its pipeline made of some of them.
+
+    Raises:
+        ValueError: If the data set has image-level labels and the batch has none.
+    """
+    if dataset.image_labels is not None and batch.image_labels is None:
+        raise ValueError(
+            'the data set has image_labels, but its pipeline loses them: end it with '
+            'PackWSSSInputs, or set image_labels=None to have them predicted'
         )
 
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import barrier, get_rank
 from mmseg.datasets import BaseSegDataset
 
-from mmdscnet.pseudo_labels import ExportFolder
+from mmdscnet.pseudo_labels import ExportFolder, hash_file
 
 
 def start_export(
@@ -65,3 +66,40 @@ def image_ids(dataset: BaseSegDataset) -> list[str]:
             )
         first[image_id] = path
     return list(first)
+
+
+def describe_export(
+    cfg: Config, checkpoint: str, dataset: BaseSegDataset, labels: str
+) -> dict[str, Any]:
+    """Collect what the files of an export depend on.
+
+    Args:
+        cfg: The config, with the pipeline of the export in ``test_dataloader``.
+        checkpoint: File or address of the weights.
+        dataset: The images.
+        labels: ``given`` or ``predicted``.
+
+    Returns:
+        The settings for :class:`ExportFolder`.
+    """
+    source = getattr(dataset, 'image_labels', None)
+    return dict(
+        model=cfg.model.to_dict(),
+        pipeline=cfg.test_dataloader.dataset.pipeline,
+        checkpoint=identify(checkpoint),
+        classes=dataset.metainfo['classes'],
+        labels=labels,
+        label_source=source and identify(source),
+    )
+
+
+def identify(source: str) -> str:
+    """Name what an export was made from.
+
+    Args:
+        source: File, folder or address.
+
+    Returns:
+        Hash of a file; anything else stands for itself.
+    """
+    return hash_file(source) if Path(source).is_file() else source

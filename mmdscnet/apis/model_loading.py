@@ -11,7 +11,6 @@ from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from mmdscnet.launch import check_checkpoint
-from mmdscnet.pseudo_labels import hash_file
 
 
 def load_model(cfg: Config, checkpoint: str, device: torch.device, tta: bool = False) -> nn.Module:
@@ -49,18 +48,6 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device, tta: bool = F
         ) from error
     model = model.to(device).eval()
     return MODELS.build(dict(cfg.tta_model, module=model)) if tta else model
-
-
-def identify_checkpoint(checkpoint: str) -> str:
-    """Identify the weights of an export.
-
-    Args:
-        checkpoint: File or address.
-
-    Returns:
-        Hash of the file; an address stands for itself.
-    """
-    return checkpoint if '://' in checkpoint else hash_file(checkpoint)
 
 
 def drop_masks(cfg: Config) -> None:

@@ -5,7 +5,7 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import DATASETS, MODELS
 
-from mmdscnet.apis import build_split, drop_masks, identify_checkpoint, load_model
+from mmdscnet.apis import build_split, drop_masks, load_model
 from mmdscnet.models.segmentors import CAMTTAModel
 
 CPU = torch.device('cpu')
