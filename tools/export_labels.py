@@ -27,7 +27,7 @@ from mmdscnet.apis import (
 from mmdscnet.datasets import VOCLayoutDataset
 from mmdscnet.evaluation import judge_label_folder
 from mmdscnet.launch import enable_test_time_augmentation, join_ranks, read_run_config
-from mmdscnet.pseudo_labels import SETTINGS_FILE, DenseCRF, hash_file, write_voc_archive
+from mmdscnet.pseudo_labels import SETTINGS_FILE, hash_file, read_dense_crf, write_voc_archive
 from mmdscnet.pseudo_labels.voc_archive import NUM_CLASSES
 
 
@@ -47,14 +47,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--cams', help='folder of exported CAMs, for an AffinityNet')
     parser.add_argument('--tta', action='store_true', help='merge scales and flips')
-    parser.add_argument('--crf', action='store_true', help='run a dense CRF over the scores')
     parser.add_argument(
-        '--crf-options',
-        nargs='+',
+        '--crf',
+        nargs='*',
         action=DictAction,
-        default={},
         metavar='KEY=VALUE',
-        help='settings of the dense CRF; default: those of AffinityNet',
+        help='run a dense CRF over the scores, with settings such as bilateral_sxy=50; default: '
+        'those of AffinityNet',
     )
     parser.add_argument('--jobs', type=int, default=1, help='processes that write, and run the CRF')
     parser.add_argument('--num-workers', type=int, default=2, help='processes that read images')
@@ -73,6 +72,7 @@ def main() -> None:
     """Export as the command line says."""
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    crf = None if args.crf is None else read_dense_crf(args.crf)
     cfg = read_run_config(args.config, options=args.cfg_options, launcher=args.launcher)
     device = join_ranks(cfg)
     model = load_model(cfg, args.checkpoint, device, args.tta)
@@ -95,7 +95,6 @@ def main() -> None:
     settings = describe_export(cfg, args.checkpoint, dataset, args.labels)
     cams = cfg.test_dataloader.dataset.get('cam_folder')
     settings['cams'] = cams and identify_cams(cams)
-    crf = DenseCRF(**args.crf_options) if args.crf else None
     written = export_labels(model, dataset, args.out, settings, crf, args.num_workers, args.jobs)
     if get_rank() == 0:
         print(f'\n{written} label maps written by this process, {len(dataset)} in {args.out}')

@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import make_affinity_labels
 from mmdscnet.datasets import voc_palette
-from mmdscnet.pseudo_labels import DenseCRF
+from mmdscnet.pseudo_labels import read_dense_crf
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,8 +37,8 @@ def parse_args() -> argparse.Namespace:
         help='exponents of the background (1 - max)^alpha; default: those of SEAM',
     )
     parser.add_argument(
-        '--crf-options',
-        nargs='+',
+        '--crf',
+        nargs='*',
         action=DictAction,
         default={},
         metavar='KEY=VALUE',
@@ -81,7 +81,7 @@ def main() -> None:
         args.out,
         voc_palette(256),
         alphas=tuple(args.alphas),
-        crf=DenseCRF(**args.crf_options),
+        crf=read_dense_crf(args.crf),
         num_processes=args.jobs,
         image_ids=args.split and read_split(args.split),
     )

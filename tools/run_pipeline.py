@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
@@ -28,18 +29,20 @@ from mmdscnet.atomic_write import atomic_path
 from mmdscnet.datasets import VOCLayoutDataset
 from mmdscnet.evaluation import judge_label_folder, sweep_cam_folder
 from mmdscnet.launch import read_run_config
-from mmdscnet.pseudo_labels import require_dense_crf
+from mmdscnet.pseudo_labels import ExportFolder, require_dense_crf
 
 # How the second stage is judged: folder of the label maps, and options of their export.
 PREDICTIONS = {
-    'predictions': ('--tta',),
-    'predictions_crf': ('--tta', '--crf'),
+    'predictions': ('--labels', 'predicted', '--tta'),
+    'predictions_crf': ('--labels', 'predicted', '--tta', '--crf'),
 }
 JUDGED = {
     'random walk': ('walk', 'given'),
     'second stage, scales and flips': ('predictions', 'predicted'),
     'second stage, scales, flips, CRF': ('predictions_crf', 'predicted'),
 }
+STAGES = ('cam', 'affinity', 'segmentation')
+NOT_SETTINGS = ('work_dir', 'processes')
 NO_VALIDATION = ('val_cfg=None', 'val_dataloader=None', 'val_evaluator=None')
 
 
@@ -76,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         '--alphas', type=float, nargs=2, default=(1.0, 4.0), help='of the labels for AffinityNet'
     )
     parser.add_argument(
-        '--crf-options',
+        '--crf',
         nargs='*',
         default=['bilateral_sxy=50', 'bilateral_srgb=5', 'bilateral_compat=4'],
         metavar='KEY=VALUE',
@@ -109,6 +112,15 @@ class Pipeline:
         self.folder = args.work_dir.absolute()
         # Before the first training: a split that cannot be judged should not cost one.
         self.datasets = {name: self.dataset(split) for name, split in self.splits.items()}
+        # Refuses a work dir with results of other settings, which would be taken for these.
+        ExportFolder(self.folder, '.pth', self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """Collect what the results depend on."""
+        own = {key: value for key, value in vars(self.args).items() if key not in NOT_SETTINGS}
+        texts = {stage: Config.fromfile(own[stage]).pretty_text for stage in STAGES}
+        hashes = {stage: sha256(text.encode()).hexdigest()[:16] for stage, text in texts.items()}
+        return {**own, 'content of the configs': hashes}
 
     def run(self) -> None:
         """Run all stages, in the order of the data."""
@@ -120,16 +132,15 @@ class Pipeline:
             ['--images', self.datasets['train'].data_prefix['img_path']],
             ['--split', self.datasets['train'].ann_file, '--jobs', self.args.processes],
             ['--out', self.folder / 'affinity_labels', '--alphas', *self.args.alphas],
-            ['--crf-options', *self.args.crf_options] if self.args.crf_options else [],
+            ['--crf', *self.args.crf],
         )
         self.train('affinity', self.args.affinity, self.folder / 'affinity_labels')
         for split in self.splits.values():
             extra = ('--cams', self.folder / 'cams')
             self.export('export_labels.py', 'affinity', self.args.affinity, 'walk', split, *extra)
         self.train('segmentation', self.args.segmentation, self.folder / 'walk')
-        crf_options = ('--crf-options', *self.args.crf_options) if self.args.crf_options else ()
         for out, extra in PREDICTIONS.items():
-            extra += crf_options if '--crf' in extra else ()
+            extra += tuple(self.args.crf) if '--crf' in extra else ()
             for split in self.splits.values():
                 self.export(
                     'export_labels.py', 'segmentation', self.args.segmentation, out, split, *extra
@@ -144,7 +155,9 @@ class Pipeline:
             labels: Folder of the label maps that it learns from; None for image-level labels.
         """
         work_dir = self.folder / stage
-        if (work_dir / f'epoch_{Config.fromfile(config).train_cfg.max_epochs}.pth').is_file():
+        loop = Config.fromfile(config).train_cfg
+        last = f'epoch_{loop.max_epochs}' if 'max_epochs' in loop else f'iter_{loop.max_iters}'
+        if (work_dir / f'{last}.pth').is_file():
             return
         dataset = {'ann_file': self.args.train_split, **self.args.data_options}
         if labels is not None:
@@ -261,6 +274,8 @@ def main() -> None:
     rows = list(pipeline.judge())
     with atomic_path(pipeline.folder / 'table.json') as temporary:
         temporary.write_text(json.dumps([row._asdict() for row in rows], indent=1))
+    with atomic_path(pipeline.folder / 'table.md') as temporary:
+        temporary.write_text(f'{table(rows)}\n')
     print(f'\n{table(rows)}')
 
 

@@ -1,6 +1,7 @@
 # AffinityNet on VOC 2012, ResNet38d (ImageNet): trains on the labels that
 # tools/make_affinity_labels.py writes, and lets exported CAMs walk. Not run yet.
 _base_ = [
+    '../_base_/models/resnet38d.py',
     '../_base_/datasets/voc.py',
     '../_base_/schedules/poly.py',
     '../_base_/default_runtime.py',
@@ -8,21 +9,6 @@ _base_ = [
 affinity_labels = 'work_dirs/voc/affinity_labels'
 cams = 'work_dirs/voc/cams'
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(448, 448),
-    ),
-    backbone=dict(
-        type='ResNet38d',
-        frozen_stages=2,
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/resnet38d_imagenet.pth'),
-    ),
     decode_head=dict(
         type='AffinityHead',
         in_channels=(512, 1024, 4096),
@@ -34,8 +20,6 @@ model = dict(
         num_steps=64,
         bg_alpha=6.0,
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )
 # As for the CAMs, but at the original scale, and with the label map.
 train_dataloader = dict(

@@ -2,26 +2,12 @@
 # images on 5 GPUs (with others, set train_dataloader.batch_size), here with real momentum. Tested
 # over six scales with flips, then a CRF. Not run yet.
 _base_ = [
+    '../_base_/models/resnet38d.py',
     '../_base_/datasets/voc_pseudo.py',
     '../_base_/schedules/poly_20k.py',
     '../_base_/default_runtime.py',
 ]
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(448, 448),
-    ),
-    backbone=dict(
-        type='ResNet38d',
-        frozen_stages=2,
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/resnet38d_imagenet.pth'),
-    ),
     decode_head=dict(
         type='LargeFOVHead',
         in_channels=4096,
@@ -32,8 +18,6 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, avg_non_ignore=True),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )
 train_dataloader = dict(
     dataset=dict(

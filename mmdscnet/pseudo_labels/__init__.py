@@ -3,7 +3,7 @@
 from mmdscnet.pseudo_labels import dense_crf
 from mmdscnet.pseudo_labels.affinity_labels import label_for_affinity
 from mmdscnet.pseudo_labels.cam_file import CAMs, read_cams, write_cams
-from mmdscnet.pseudo_labels.dense_crf import DenseCRF, require_dense_crf
+from mmdscnet.pseudo_labels.dense_crf import DenseCRF, read_dense_crf, require_dense_crf
 from mmdscnet.pseudo_labels.export_folder import SETTINGS_FILE, ExportFolder, hash_file
 from mmdscnet.pseudo_labels.label_map_files import find_label_maps, open_label_map
 from mmdscnet.pseudo_labels.palette_png import write_palette_png
@@ -20,6 +20,7 @@ __all__ = [
     'find_label_maps',
     'open_label_map',
     'read_cams',
+    'read_dense_crf',
     'require_dense_crf',
     'write_cams',
     'write_palette_png',

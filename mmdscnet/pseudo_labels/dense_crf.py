@@ -1,8 +1,10 @@
 """Dense CRF: class scores that keep to the edges of the image."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +51,26 @@ class DenseCRF:
             if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
                 bound = 'at least 0' if may_be_zero else 'above 0'
                 raise ValueError(f'{field.name}={value} must be finite and {bound}')
+
+
+def read_dense_crf(options: Mapping[str, Any]) -> DenseCRF:
+    """Make settings out of what a command line says.
+
+    Args:
+        options: Settings that differ from the defaults.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If a setting is unknown, or its value of another kind.
+    """
+    try:
+        return DenseCRF(**options)
+    except TypeError as error:
+        raise ValueError(
+            f'--crf {dict(options)}: {error}. Give numbers for some of {vars(DenseCRF())}'
+        ) from error
 
 
 def require_dense_crf() -> ModuleType:

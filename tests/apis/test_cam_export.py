@@ -224,6 +224,22 @@ def test_windows_are_refused(build_model, build_dataset, tmp_path):
         )
 
 
+def test_pipeline_that_loses_the_labels_is_refused(build_model, build_dataset, tmp_path):
+    views = dict(type='TestTimeAug', transforms=[[dict(type='PackSegInputs')]])
+    pipeline = [dict(type='LoadImageFromFile'), views]
+    model, dataset = build_model('cam'), build_dataset(pipeline=pipeline)
+    with pytest.raises(
+        ValueError, match=r'loses them: end it with PackWSSSInputs, or set image_la'
+    ):
+        export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+    assert list((tmp_path / 'out').glob('*.npz')) == []
+    # Without labels there are none to lose.
+    dataset = build_dataset(pipeline=pipeline, image_labels=None)
+    assert export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0) == len(IDS)
+    dataset = build_dataset(views=dict(scales=(1.0,), directions=()), image_labels=None)
+    check_folder(tmp_path / 'out', cams_of_mmseg(model, dataset))
+
+
 def test_unreadable_image_is_found_before_the_first_file(
     build_model, build_dataset, own_voc_folder, tmp_path
 ):

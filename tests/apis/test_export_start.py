@@ -1,8 +1,13 @@
+import hashlib
+import json
 import os
 
 import pytest
+from mmengine.config import Config
 
-from mmdscnet.apis import export_start, image_ids, start_export
+from mmdscnet.apis import build_split, describe_export, export_start, image_ids, start_export
+from mmdscnet.apis.export_start import identify
+from mmdscnet.pseudo_labels import ExportFolder
 
 SETTINGS = dict(kind='test')
 
@@ -70,3 +75,77 @@ def test_no_rank_writes_before_all_have_looked(dataset, tmp_path, monkeypatch, r
     start_export(tmp_path, '.png', SETTINGS, dataset)
     # The first rank makes the folder, while the others wait for it.
     assert events == ['open'] * (rank == 0) + ['wait', 'open', 'look', 'wait']
+
+
+def test_source_is_known_by_its_content_and_an_address_or_folder_by_itself(tmp_path):
+    (tmp_path / 'a.pth').write_bytes(b'weights')
+    expected = hashlib.sha256(b'weights').hexdigest()[:16]
+    assert identify(str(tmp_path / 'a.pth')) == expected
+    assert identify('https://example.org/a.pth') == 'https://example.org/a.pth'
+    assert identify(str(tmp_path)) == str(tmp_path)
+
+
+@pytest.fixture
+def describe(build_config, dataset_config, own_voc_folder, tmp_path):
+    """Describe an export of the seven images by the weights ``a.pth``."""
+    (tmp_path / 'a.pth').write_bytes(b'weights')
+
+    def make(labels='given', **model):
+        cfg = Config(
+            dict(
+                model=build_config('dscnet', **model),
+                test_dataloader=dict(dataset=dataset_config(own_voc_folder)),
+            )
+        )
+        dataset = build_split(cfg, None, labels)
+        return describe_export(cfg, str(tmp_path / 'a.pth'), dataset, labels)
+
+    return make
+
+
+def change(path):
+    path.write_bytes(path.read_bytes() + b' ')
+
+
+def test_export_is_described_by_all_that_its_files_depend_on(describe, own_voc_folder, tmp_path):
+    settings = describe()
+    keys = ['model', 'pipeline', 'checkpoint', 'classes', 'labels', 'label_source']
+    assert list(settings) == keys
+    assert settings['model']['decode_head']['type'] == 'DSCHead'
+    assert settings['pipeline'][-1] == dict(type='PackWSSSInputs')
+    assert settings['checkpoint'] == identify(str(tmp_path / 'a.pth'))
+    assert settings['classes'] == ('background', 'cat', 'dog', 'cow')
+    assert settings['labels'] == 'given'
+    assert settings['label_source'] == identify(str(own_voc_folder / 'image_labels.json'))
+
+
+def test_export_without_labels_has_no_source_of_them(describe):
+    settings = describe('predicted')
+    assert settings['labels'] == 'predicted'
+    assert settings['label_source'] is None
+
+
+def test_data_set_of_mmseg_has_no_source_of_labels(build_config):
+    class Plain:
+        metainfo = dict(classes=('background', 'cat'))
+
+    cfg = Config(dict(model=build_config('cam'), test_dataloader=dict(dataset=dict(pipeline=[]))))
+    assert describe_export(cfg, 'https://a/b.pth', Plain(), 'predicted')['label_source'] is None
+
+
+@pytest.mark.parametrize(
+    ('key', 'name'), [('label_source', 'data/image_labels.json'), ('checkpoint', 'a.pth')]
+)
+def test_file_that_changes_is_another_export(describe, tmp_path, key, name):
+    before = describe()
+    change(tmp_path / name)
+    after = describe()
+    assert {k for k in before if before[k] != after[k]} == {key}
+
+
+def test_description_comes_back_from_the_file_of_an_export(describe, tmp_path):
+    folder = ExportFolder(tmp_path / 'out', '.png', describe())
+    assert json.loads((tmp_path / 'out' / 'export.json').read_text()) == folder.settings
+    ExportFolder(tmp_path / 'out', '.png', describe())
+    with pytest.raises(ValueError, match=r"other settings \(model: .*'slide'"):
+        ExportFolder(tmp_path / 'out', '.png', describe(test_cfg=dict(mode='slide')))

@@ -1,5 +1,3 @@
-import hashlib
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -107,13 +105,6 @@ def test_file_that_is_no_checkpoint_is_named(cfg, tmp_path):
     torch.save([1, 2], tmp_path / 'list.pth')
     with pytest.raises(ValueError, match=r'checkpoint .*list\.pth is damaged or not of'):
         load_model(cfg, str(tmp_path / 'list.pth'), CPU)
-
-
-def test_checkpoint_is_known_by_its_content_and_an_address_by_itself(tmp_path):
-    (tmp_path / 'a.pth').write_bytes(b'weights')
-    expected = hashlib.sha256(b'weights').hexdigest()[:16]
-    assert identify_checkpoint(str(tmp_path / 'a.pth')) == expected
-    assert identify_checkpoint('https://example.org/a.pth') == 'https://example.org/a.pth'
 
 
 def test_split_is_that_of_the_config_or_another(cfg, own_voc_folder):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdscnet.pseudo_labels import read_cams
+from mmdscnet.pseudo_labels import hash_file, read_cams
 
 
 @pytest.fixture
@@ -81,7 +81,9 @@ def test_cams_of_another_kind_are_not_mixed(export, project, change, name):
     export()
     before = (project / 'cams' / 'export.json').read_bytes()
     (project / 'cams' / 'a.npz').unlink()
-    with pytest.raises(ValueError, match=rf'cams holds an export with other settings \({name}: '):
+    with pytest.raises(
+        ValueError, match=rf'cams holds an export with other settings \((.*; )?{name}: '
+    ):
         export(*change)
     assert (project / 'cams' / 'export.json').read_bytes() == before
     assert not (project / 'cams' / 'a.npz').exists()
@@ -96,13 +98,27 @@ def test_cams_of_another_checkpoint_are_not_mixed(export, project):
         export()
 
 
+def test_cams_of_other_labels_are_not_mixed(export, project):
+    export()
+    labels = project / 'data' / 'image_labels.json'
+    content = json.loads(labels.read_text())
+    content['labels']['a'] = ['cat']
+    labels.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r'other settings \(label_source: '):
+        export()
+
+
 def test_settings_tell_how_the_files_were_made(export, project):
     export()
     settings = json.loads((project / 'cams' / 'export.json').read_text())
     assert settings['classes'] == ['background', 'cat', 'dog']
     assert settings['labels'] == 'given'
     assert settings['model']['decode_head']['type'] == 'CAMHead'
-    assert settings['views'][1]['type'] == 'TestTimeAug'
+    assert settings['pipeline'][1]['type'] == 'TestTimeAug'
+    assert settings['precision'] == 'float32'
+    labels = project / 'data' / 'image_labels.json'
+    assert settings['label_source'] == hash_file(labels)
+    assert settings['checkpoint'] == hash_file(project / 'weights.pth')
 
 
 def test_masks_are_not_needed(export, project):

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from mmdscnet.datasets import VOC2012Dataset
+from mmdscnet.pseudo_labels import DenseCRF
 
 VOC_CLASSES = VOC2012Dataset.METAINFO['classes'][1:]
 
@@ -90,6 +92,29 @@ def test_crf_is_a_choice(export, project):
     export('--crf')
     assert '"num_steps": 10' in (project / 'labels' / 'export.json').read_text()
     assert len(list((project / 'labels').glob('*.png'))) == 3
+
+
+def test_settings_of_the_crf_are_a_choice(export, project):
+    pytest.importorskip('pydensecrf')
+    export('--crf', out='default')
+    options = ('bilateral_sxy=9.5', 'bilateral_compat=90', 'num_steps=3')
+    export('--crf', *options)
+    crf = json.loads((project / 'labels' / 'export.json').read_text())['crf']
+    changed = dict(bilateral_sxy=9.5, bilateral_compat=90, num_steps=3)
+    assert crf == vars(DenseCRF(**changed))
+    maps = [read_label(project / out / 'b.png') for out in ('default', 'labels')]
+    assert (maps[0] != maps[1]).any()
+    with pytest.raises(ValueError, match=r'other settings \(crf: '):
+        export('--crf')
+
+
+@pytest.mark.parametrize('option', ['bilateral_xy=9', 'bilateral_sxy=wide', 'num_steps=2.5'])
+def test_setting_that_the_crf_does_not_have_is_named(export, project, option):
+    name = option.split('=')[0]
+    message = rf"--crf .*'{name}'.*Give numbers for some of .*'bilateral_sxy': 80"
+    with pytest.raises(ValueError, match=message):
+        export('--crf', option, checkpoint='none.pth')
+    assert not (project / 'labels').exists()
 
 
 def test_missing_crf_is_found_before_the_folder_is_made(export, project, monkeypatch):

@@ -1,9 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmdscnet.datasets import voc_palette
-from mmdscnet.pseudo_labels import ExportFolder, write_cams
+from mmdscnet.pseudo_labels import DenseCRF, ExportFolder, write_cams
 
 
 @pytest.fixture
@@ -100,3 +102,26 @@ def test_exponents_are_a_choice_and_not_mixed(label, project, written):
 def test_exponents_must_ascend(label):
     with pytest.raises(ValueError, match=r'alphas=\(24\.0, 4\.0\) must be positive'):
         label('--alphas', 24, 4)
+
+
+def test_settings_of_the_crf_are_a_choice(label, project):
+    label()
+    with Image.open(project / 'labels' / 'a.png') as image:
+        before = np.array(image)
+    (project / 'labels').rename(project / 'default')
+    label('--crf', 'bilateral_sxy=9.5', 'bilateral_compat=90', 'num_steps=3')
+    crf = json.loads((project / 'labels' / 'export.json').read_text())['crf']
+    assert crf == vars(DenseCRF(bilateral_sxy=9.5, bilateral_compat=90, num_steps=3))
+    with Image.open(project / 'labels' / 'a.png') as image:
+        assert (np.array(image) != before).any()
+    with pytest.raises(ValueError, match=r'other settings \(crf: '):
+        label()
+
+
+@pytest.mark.parametrize('option', ['bilateral_xy=9', 'bilateral_sxy=wide', 'num_steps=2.5'])
+def test_setting_that_the_crf_does_not_have_is_named(label, project, option):
+    name = option.split('=')[0]
+    message = rf"--crf .*'{name}'.*Give numbers for some of .*'bilateral_sxy': 80"
+    with pytest.raises(ValueError, match=message):
+        label('--crf', option)
+    assert not (project / 'labels').exists()

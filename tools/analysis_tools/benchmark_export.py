@@ -147,7 +147,9 @@ def main() -> None:
     fast = fast.to(args.device, memory_format=torch.channels_last).eval()
     plain = MODELS.build(dict(cfg.tta_model, module=model))
     with tempfile.TemporaryDirectory() as folder:
-        write_images(Path(folder), args, DATASETS.get(cfg.dataset_type).METAINFO['classes'][1:])
+        known = DATASETS.get(cfg.dataset_type).METAINFO
+        classes = cfg.test_dataloader.dataset.get('metainfo', known)['classes']
+        write_images(Path(folder), args, classes[1:])
         items = load_items(cfg, Path(folder))
     ways = {'one image and view at a time, float32': partial(export_plainly, plain, items)}
     for name in args.precisions:

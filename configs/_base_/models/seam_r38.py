@@ -1,21 +1,7 @@
-# SEAM on ResNet38d at output stride 8, pre-trained on ImageNet (configs/dscnet/README.md says how
-# to convert the weights).
+# SEAM on ResNet38d.
+_base_ = './resnet38d.py'
 model = dict(
     type='SEAM',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(448, 448),
-    ),
-    backbone=dict(
-        type='ResNet38d',
-        frozen_stages=2,
-        init_cfg=dict(type='Pretrained', checkpoint='data/weights/resnet38d_imagenet.pth'),
-    ),
     decode_head=dict(
         type='CAMHead',
         in_channels=4096,
@@ -34,6 +20,4 @@ model = dict(
     equivariance=dict(type='EquivarianceLoss'),
     cross_equivariance=dict(type='EquivariantCrossLoss'),
     min_pooling=dict(type='MinPoolingLoss'),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )
