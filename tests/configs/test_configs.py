@@ -113,6 +113,14 @@ def test_model_takes_a_step_for_the_classes_of_its_data(cfg):
         assert not parameter.requires_grad or parameter.grad is not None, name
 
 
+def test_what_is_frozen_is_so_from_the_start(cfg):
+    """DistributedDataParallel looks once, before the training loop calls train()."""
+    model = build_model(cfg)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    model.train()
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+
+
 def test_pipelines_build(cfg):
     pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in SPLITS]
     pipelines += [cfg.tta_pipeline] if 'tta_pipeline' in cfg else []

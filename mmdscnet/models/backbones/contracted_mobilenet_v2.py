@@ -27,3 +27,5 @@ class ContractedMobileNetV2(MobileNetV2):
                 depthwise = block.conv[-2].conv
                 depthwise.dilation = depthwise.padding = (before, before)
                 before = dilation
+        # The base class waits for train(); a distributed wrapper by then expects their gradients.
+        self._freeze_stages()
