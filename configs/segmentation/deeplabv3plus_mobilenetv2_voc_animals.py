@@ -81,5 +81,5 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-2),
     paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
-# What a CPU affords; too few to learn every class (configs/dscnet/README.md).
-train_cfg = dict(max_epochs=6, val_interval=6)
+# Half of it is too short to learn every class (configs/dscnet/README.md).
+train_cfg = dict(max_epochs=12, val_interval=12)

@@ -189,7 +189,7 @@ def test_predictions_are_made_with_and_without_a_crf(run_all, tmp_path):
     names = [Path(args.out).relative_to(work).name for args in exports]
     assert names == ['predictions', 'predictions', 'predictions_crf', 'predictions_crf']
     assert all(args.tta and args.cams is None for args in exports)
-    assert {args.checkpoint for args in exports} == {str(work / 'segmentation' / 'epoch_6.pth')}
+    assert {args.checkpoint for args in exports} == {str(work / 'segmentation' / 'epoch_12.pth')}
 
 
 def test_second_stage_is_never_told_the_labels(run_all):
