@@ -1,5 +1,5 @@
 # SEAM on VOC 2012: M0 of the paper's ablation. ResNet38d (ImageNet), 448 pixels, 8 images a step, 8
-# epochs of train_aug (10,576 steps). Not run yet.
+# epochs of train_aug (10,584 steps on 8 GPUs, 10,576 on one). Not run yet.
 # The exported CAM is the one after the pixel correlation, as in SEAM.
 _base_ = [
     '../_base_/models/seam_r38.py',

@@ -1,4 +1,4 @@
-"""Heads for mmseg's EncoderDecoder that train on image-level labels."""
+"""Heads for mmseg's EncoderDecoder, and what revises their CAMs."""
 
 from mmdscnet.models.decode_heads.affinity_head import AffinityHead
 from mmdscnet.models.decode_heads.cam_head import CAMHead
