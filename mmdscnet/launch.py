@@ -131,7 +131,7 @@ def enable_test_time_augmentation(cfg: Config) -> None:
     Raises:
         ValueError: If the config says nothing about test-time augmentation.
     """
-    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    missing = [key for key in ('tta_model', 'tta_pipeline') if cfg.get(key) is None]
     if missing:
         raise ValueError(
             f'--tta needs {" and ".join(missing)} in the config: '
@@ -142,6 +142,26 @@ def enable_test_time_augmentation(cfg: Config) -> None:
             cfg[loader].dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
     cfg.model = cfg.tta_model
+
+
+def check_backbone_weights(cfg: Config) -> None:
+    """Check that the weights from which a backbone starts exist, before anything slow is built.
+
+    Args:
+        cfg: Config of the run. An address with a scheme is not checked.
+
+    Raises:
+        FileNotFoundError: If the config names a file that is not there.
+    """
+    init_cfg = (cfg.model.get('backbone') or {}).get('init_cfg')
+    path = init_cfg.get('checkpoint') if isinstance(init_cfg, dict) else None
+    if path is None or '://' in path or Path(path).is_file():
+        return
+    raise FileNotFoundError(
+        f'the backbone starts from {path!r}, which is not a file: for ResNet38d write it with '
+        'tools/model_converters/resnet38d_mxnet.py, else put the weights there or give '
+        '--cfg-options model.backbone.init_cfg.checkpoint=...'
+    )
 
 
 def check_checkpoint(path: str) -> None:

@@ -7,6 +7,7 @@ from torch import distributed
 
 from mmdscnet import launch
 from mmdscnet.launch import (
+    check_backbone_weights,
     check_checkpoint,
     enable_amp,
     enable_test_time_augmentation,
@@ -177,3 +178,30 @@ class TestJoinRanks:
         dist_cfg = dict(backend='nccl', timeout=60)
         join_ranks(Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=dist_cfg))))
         assert calls == [(('pytorch',), dist_cfg)]
+
+
+def test_missing_backbone_weights_name_the_converter():
+    init_cfg = dict(type='Pretrained', checkpoint='no/resnet38d.pth')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=init_cfg))))
+    with pytest.raises(FileNotFoundError, match=r"'no/resnet38d\.pth'.*resnet38d_mxnet\.py"):
+        check_backbone_weights(cfg)
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(type='ToyModel'),
+        dict(backbone=dict()),
+        dict(backbone=dict(init_cfg=None)),
+        dict(backbone=dict(init_cfg=dict(type='Kaiming'))),
+        dict(backbone=dict(init_cfg=dict(checkpoint='torchvision://resnet50'))),
+    ],
+)
+def test_weights_that_are_no_file_are_not_looked_for(model):
+    check_backbone_weights(Config(dict(model=model)))
+
+
+def test_weights_that_are_there_pass(tmp_path):
+    (tmp_path / 'a.pth').touch()
+    init_cfg = dict(checkpoint=str(tmp_path / 'a.pth'))
+    check_backbone_weights(Config(dict(model=dict(backbone=dict(init_cfg=init_cfg)))))

@@ -50,7 +50,7 @@ def use_views(cfg: Config) -> None:
     Raises:
         ValueError: If the config names no views.
     """
-    if 'tta_pipeline' not in cfg:
+    if cfg.get('tta_pipeline') is None:
         raise ValueError(
             f'{cfg.filename} has no tta_pipeline, which says over which scales and flips CAMs are '
             'merged: add one, as configs/_base_/datasets/voc.py has'

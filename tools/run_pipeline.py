@@ -1,8 +1,9 @@
 """Run the whole pipeline on one machine, from CAMs to the second stage, and judge every stage.
 
 Every stage is one of the commands of configs/dscnet/README.md, which the script prints and runs. It
-goes on where it stopped. At the end it writes mIoU after every stage on two splits to table.md:
-image-level labels are given for CAMs and walk, as in the papers, and not for the second stage.
+goes on where it stopped. A training runs in one process, so the batch size of its config is that of
+a step. At the end it writes mIoU after every stage on two splits to table.md: image-level labels
+are given for CAMs and walk, as in the papers, and not for the second stage.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
@@ -87,7 +89,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--processes', type=int, default=2, help='of exports and dense CRFs')
+    parser.add_argument(
+        '--processes',
+        type=int,
+        default=torch.cuda.device_count() or 2,
+        help='of exports and dense CRFs; default: the number of GPUs, 2 without any',
+    )
     parser.add_argument(
         '--data-options',
         nargs='*',
@@ -110,6 +117,8 @@ class Pipeline:
         self.args = args
         self.splits = {'train': args.train_split, 'val': args.val_split}
         self.folder = args.work_dir.absolute()
+        for stage in STAGES:
+            refuse_single_images(getattr(args, stage))
         # Before the first training: a split that cannot be judged should not cost one.
         self.datasets = {name: self.dataset(split) for name, split in self.splits.items()}
         # Refuses a work dir with results of other settings, which would be taken for these.
@@ -248,6 +257,24 @@ class Pipeline:
                 for name in ids
             ]
             yield Row(stage, labels, *scores)
+
+
+def refuse_single_images(config: str) -> None:
+    """Refuse a config whose images a step come from several GPUs: a training here is one process.
+
+    Args:
+        config: Config of a stage.
+
+    Raises:
+        ValueError: If a process trains on one image a step.
+    """
+    batch_size = Config.fromfile(config).train_dataloader.batch_size
+    if batch_size < 2:
+        raise ValueError(
+            f'{config} has train_dataloader.batch_size={batch_size}, which is for several GPUs: '
+            'run the commands of configs/dscnet/README.md, or give a config with all images of a '
+            'step'
+        )
 
 
 def table(rows: list[Row]) -> str:

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # Before any config is read, so that its `mmdscnet::` bases are found.
 import mmdscnet  # noqa: F401
-from mmdscnet.launch import enable_amp, read_run_config
+from mmdscnet.launch import check_backbone_weights, enable_amp, read_run_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,6 +44,7 @@ def main() -> None:
     args = parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_run_config(args.config, args.work_dir, args.cfg_options, args.launcher)
+    check_backbone_weights(cfg)
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)

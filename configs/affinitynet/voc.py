@@ -41,6 +41,9 @@ test_pipeline = [
     dict(type='LoadCAMs'),
     dict(type='PackWSSSInputs'),
 ]
+# Exported CAMs walk at the scale of their image only.
+tta_model = None
+tta_pipeline = None
 val_dataloader = dict(dataset=dict(cam_folder=cams, pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(cam_folder=cams, pipeline=test_pipeline))
 # What walks keeps a background of its own, so there is no threshold to choose.

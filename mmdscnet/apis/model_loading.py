@@ -31,7 +31,7 @@ def load_model(cfg: Config, checkpoint: str, device: torch.device, tta: bool = F
             ``tta_model``.
     """
     check_checkpoint(checkpoint)
-    if tta and 'tta_model' not in cfg:
+    if tta and cfg.get('tta_model') is None:
         raise ValueError(
             'the config has no tta_model, so views cannot be merged: add one, or leave --tta out'
         )

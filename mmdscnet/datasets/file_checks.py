@@ -153,6 +153,24 @@ def check_mask(
         )
 
 
+def check_image_ids(image_ids: Iterable[str], path: str | Path) -> None:
+    """Refuse a split whose lines are more than an id, as lists of pairs of files in circulation.
+
+    Args:
+        image_ids: Lines of the split.
+        path: The split, for the message.
+
+    Raises:
+        ValueError: If a line has white space in it or begins with a slash.
+    """
+    for image_id in image_ids:
+        if image_id.startswith('/') or len(image_id.split()) != 1:
+            raise ValueError(
+                f'split file {path} has the line {image_id!r}, which is no image id. Keep the name '
+                'of the image without folder and suffix alone on each line, such as 2007_000032.'
+            )
+
+
 def check_all(check: Callable[[Item], None], items: Iterable[Item]) -> None:
     """Run a check over many files in threads and report the first failure and their number.
 

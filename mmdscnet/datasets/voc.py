@@ -10,7 +10,12 @@ import numpy as np
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from mmdscnet.datasets.file_checks import check_all, check_mask, read_image_size
+from mmdscnet.datasets.file_checks import (
+    check_all,
+    check_image_ids,
+    check_mask,
+    read_image_size,
+)
 from mmdscnet.datasets.image_labels import (
     ImageLabels,
     read_image_labels,
@@ -215,6 +220,7 @@ class VOCLayoutDataset(BaseSegDataset):
                 f'split file {self.ann_file} is empty. Write an image id a line, or name another '
                 'split in ann_file.'
             )
+        check_image_ids(image_ids, self.ann_file)
         return image_ids
 
     def _read_labels(self, image_ids: list[str]) -> ImageLabels:

@@ -123,7 +123,7 @@ def test_what_is_frozen_is_so_from_the_start(cfg):
 
 def test_pipelines_build(cfg):
     pipelines = [cfg[f'{split}_dataloader'].dataset.pipeline for split in SPLITS]
-    pipelines += [cfg.tta_pipeline] if 'tta_pipeline' in cfg else []
+    pipelines += [cfg.tta_pipeline] if cfg.get('tta_pipeline') else []
     for pipeline in pipelines:
         assert Compose([TRANSFORMS.build(step) for step in pipeline]).transforms
 
@@ -143,7 +143,7 @@ def test_data_sets_agree_on_the_classes(cfg):
 
 
 def test_test_time_augmentation_builds(cfg):
-    if 'tta_model' not in cfg:
+    if cfg.get('tta_model') is None:
         pytest.skip('no tta_model in this config')
     drop_weights(cfg.model)
     model = MODELS.build(dict(cfg.tta_model, module=cfg.model))

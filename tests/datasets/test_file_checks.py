@@ -11,6 +11,7 @@ from PIL import Image
 from mmdscnet.datasets.file_checks import (
     check_all,
     check_image_complete,
+    check_image_ids,
     check_mask,
     read_image_size,
     read_mask_ids,
@@ -121,3 +122,16 @@ def test_check_all_reports_the_first_failure_in_order_and_the_number():
 def test_check_all_does_not_hide_other_errors(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r'gone\.jpg'):
         check_all(read_image_size, [tmp_path / 'gone.jpg'])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    'line',
+    ['/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png', '2007_000032 -1', '/a'],
+)
+def test_split_line_that_is_no_id_is_named(line):
+    with pytest.raises(ValueError, match=r'split file all\.txt has the line .*no image id\. Keep'):
+        check_image_ids(['2007_000033', line], 'all.txt')
+
+
+def test_ids_may_name_a_folder():
+    check_image_ids(['2007_000032', 'more/a'], 'all.txt')

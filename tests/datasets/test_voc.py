@@ -320,3 +320,9 @@ def test_real_data_pass_every_check(shared_dir, split):
     labels = dataset.get_image_labels()
     assert labels.shape == ({'mini_train': 582, 'val': 223}[split], 6)
     assert (labels.sum(axis=1) >= 1).all()
+
+
+def test_list_of_pairs_of_files_is_refused(voc_folder):
+    (voc_folder / 'ImageSets/train.txt').write_text('/JPEGImages/a_1.jpg /Labels/a_1.png\n')
+    with pytest.raises(ValueError, match='which is no image id'):
+        _build(voc_folder)

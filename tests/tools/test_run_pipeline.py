@@ -241,7 +241,10 @@ def test_stage_that_stopped_midway_is_resumed(run_all, tmp_path):
 
 def test_training_may_be_counted_in_steps(run_all, tmp_path):
     config = tmp_path / 'steps.py'
-    config.write_text('train_cfg = dict(type="IterBasedTrainLoop", max_iters=20)\n')
+    config.write_text(
+        'train_cfg = dict(type="IterBasedTrainLoop", max_iters=20)\n'
+        'train_dataloader = dict(batch_size=2)\n'
+    )
     assert len(of_tool(run_all('--segmentation', config), 'train.py')) == 3
     calls = run_all('--segmentation', config)
     assert of_tool(calls, 'train.py') == []
@@ -368,3 +371,8 @@ def test_work_dir_of_another_seed_is_refused(run_all):
     run_all('--seed', 0)
     with pytest.raises(ValueError, match=r'other settings \(seed: 0 there, 1 now\)'):
         run_all('--seed', 1)
+
+
+def test_config_for_several_gpus_is_refused_before_training(run_all):
+    with pytest.raises(ValueError, match=r'dscnet/voc\.py has train_dataloader\.batch_size=1'):
+        run_all('--cam', 'configs/dscnet/voc.py')

@@ -403,3 +403,10 @@ def test_full_data_pass_the_counts(load_tool):
     splits = {'train': range(1464), 'val': range(1449), 'train_aug': range(10582)}
     assert tool.list_wrong_splits(splits) == []
     assert len(tool.list_wrong_splits({**splits, 'val': range(1450)})) == 1
+
+
+def test_list_of_pairs_of_files_is_refused(convert, voc):
+    pairs = '/JPEGImages/t_1.jpg /SegmentationClassAug/t_1.png\n'
+    (voc / 'ImageSets/Segmentation/train_aug.txt').write_text(pairs)
+    with pytest.raises(ValueError, match=r'train_aug\.txt has the line .*which is no image id'):
+        convert(voc)

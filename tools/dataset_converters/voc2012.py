@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.datasets import VOC2012Dataset, read_image_labels, voc_palette, write_image_labels
-from mmdscnet.datasets.file_checks import check_all, check_mask, read_image_size
+from mmdscnet.datasets.file_checks import check_all, check_image_ids, check_mask, read_image_size
 from mmdscnet.pseudo_labels import write_palette_png
 
 DEVKIT_PLACES = ('.', 'VOC2012', 'VOCdevkit/VOC2012')
@@ -197,7 +197,9 @@ def read_ids(path: Path) -> set[str]:
     """Read a split; one that is not there, which is reported elsewhere, is empty."""
     if not path.is_file():
         return set()
-    return {line.strip() for line in path.read_text(encoding='utf-8').splitlines()} - {''}
+    image_ids = {line.strip() for line in path.read_text(encoding='utf-8').splitlines()} - {''}
+    check_image_ids(sorted(image_ids), path)
+    return image_ids
 
 
 def list_missing_parts(folder: Path, parts: Sequence[str], mend: str) -> list[str]:

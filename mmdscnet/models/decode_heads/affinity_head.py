@@ -258,7 +258,7 @@ def stack_label_maps(data_samples: list[SegDataSample]) -> Tensor:
         if 'gt_sem_seg' not in sample:
             raise ValueError(
                 f'{sample.get("img_path", "an image")} has no gt_sem_seg: give the data set the '
-                'folder of the affinity labels (data_prefix.seg_map_path) and load them in its '
+                'folder of the affinity labels (pseudo_label_folder) and load them in its '
                 'pipeline'
             )
     return torch.stack([sample.gt_sem_seg.data for sample in data_samples])

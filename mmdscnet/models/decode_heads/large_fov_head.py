@@ -13,10 +13,13 @@ from torch import Tensor, nn
 class LargeFOVHead(BaseDecodeHead):
     """Look far around every pixel by one dilated convolution, then classify it.
 
-    3x3 convolution with dilation, 1x1 convolution, dropout, 1x1 classifier; all with bias, ReLU
-    between. The variant "LargeFOV" of DeepLab (Chen et al., ICLR 2015, arXiv:1412.7062), with the
-    widths that SEAM (arXiv:2004.04581) puts on ResNet38d for its second stage. Dropout is mmseg's,
-    which drops whole channels.
+    3x3 convolution with dilation, 1x1 convolution, dropout, 1x1 classifier; ReLU between. The
+    variant "LargeFOV" of DeepLab (Chen et al., ICLR 2015, arXiv:1412.7062), with the widths of the
+    second stage after SEAM on ResNet38d, which has a ``norm_cfg``: the hidden convolutions then
+    have a normalisation in place of their bias.
+
+    Note:
+        Dropout is mmseg's, which drops whole channels.
 
     Args:
         in_channels: Channels of the feature map.

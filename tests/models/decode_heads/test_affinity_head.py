@@ -166,7 +166,7 @@ def test_segmentor_trains_every_parameter(build_segmentor, make_samples):
 
 def test_sample_without_label_map_is_named(head, feats, labelled):
     del labelled[1].gt_sem_seg
-    with pytest.raises(ValueError, match=r'1\.jpg has no gt_sem_seg: .*data_prefix\.seg_map_path'):
+    with pytest.raises(ValueError, match=r'1\.jpg has no gt_sem_seg: .*pseudo_label_folder'):
         head.loss(feats, labelled, train_cfg=None)
 
 
