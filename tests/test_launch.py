@@ -12,6 +12,7 @@ from mmdscnet.launch import (
     enable_amp,
     enable_test_time_augmentation,
     join_ranks,
+    leave_together,
     prepare_cpu_launch,
     read_run_config,
     run_name,
@@ -109,6 +110,31 @@ class TestCpuLaunch:
         cfg = Config(dict(launcher='pytorch', model_wrapper_cfg=dict(type='Own')))
         prepare_cpu_launch(cfg)
         assert cfg.model_wrapper_cfg == dict(type='Own')
+
+
+class TestLeaving:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(distributed, 'is_initialized', lambda: True)
+        monkeypatch.setattr(distributed, 'get_backend', lambda: 'gloo')
+        monkeypatch.setattr(distributed, 'barrier', lambda: calls.append('wait'))
+        monkeypatch.setattr(distributed, 'destroy_process_group', lambda: calls.append('destroy'))
+        monkeypatch.setattr(launch.atexit, '_run_exitfuncs', lambda: calls.append('atexit'))
+        monkeypatch.setattr(launch.os, '_exit', calls.append)
+        return calls
+
+    def test_ranks_wait_for_each_other_and_end_well(self, calls):
+        leave_together()
+        assert calls == ['wait', 'destroy', 'atexit', 0]
+
+    @pytest.mark.parametrize(
+        ('name', 'value'), [('is_initialized', False), ('get_backend', 'nccl')]
+    )
+    def test_nothing_happens_without_a_group_or_with_cuda(self, calls, monkeypatch, name, value):
+        monkeypatch.setattr(distributed, name, lambda: value)
+        leave_together()
+        assert calls == []
 
 
 class TestAmp:

@@ -14,7 +14,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # Before any config is read, so that its `mmdscnet::` bases are found.
 import mmdscnet  # noqa: F401
-from mmdscnet.launch import check_checkpoint, enable_test_time_augmentation, read_run_config
+from mmdscnet.launch import (
+    check_checkpoint,
+    enable_test_time_augmentation,
+    leave_together,
+    read_run_config,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,6 +81,7 @@ def main() -> None:
         add_prediction_writer(cfg, args.out)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.test()
+    leave_together()
 
 
 if __name__ == '__main__':

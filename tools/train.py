@@ -14,7 +14,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # Before any config is read, so that its `mmdscnet::` bases are found.
 import mmdscnet  # noqa: F401
-from mmdscnet.launch import check_backbone_weights, enable_amp, read_run_config
+from mmdscnet.launch import (
+    check_backbone_weights,
+    enable_amp,
+    leave_together,
+    read_run_config,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,6 +55,7 @@ def main() -> None:
     cfg.resume = args.resume or cfg.get('resume', False)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
+    leave_together()
 
 
 if __name__ == '__main__':
