@@ -3,7 +3,9 @@
 Whatever the source, the result is one dict ``image id -> names of its classes``.
 """
 
+import csv
 import difflib
+import io
 import json
 import os
 import pickle
@@ -24,6 +26,9 @@ ImageLabels = dict[str, tuple[str, ...]]
 
 BACKGROUND_ID = 0
 IGNORED_ID = 255
+CSV_HEADS = ('image', 'id', 'file', 'filename', 'name', 'path')
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+MARKS = {'0', '1'}
 CONVERT = (
     'If you trust the file, load it where you trust it and save the labels with '
     'mmdscnet.datasets.write_image_labels as JSON.'
@@ -40,6 +45,11 @@ def read_image_labels(
     - ``.json``: ``{"classes": [...], "labels": {id: [names]}}`` or plain ``{id: [names]}``;
     - ``.txt``: a line an image, the id, white space, class names separated by commas; an id alone
       is an image with no class; ``#`` begins a comment;
+    - ``.csv``: a line an image, its file name, of which folder and image suffix do not count, then
+      class names, one a cell or several in a cell separated by ``;`` or ``,``. Cells are separated
+      by commas, semicolons or tabs, as the file shows. A first line that begins with image, id,
+      file, filename, name or path is a header; where it names classes and all other cells are 0, 1
+      or blank, these say which classes the image has;
     - ``.npy``: the field's ``cls_labels.npy``, a pickled dict of multi-hot vectors in the order of
       ``classes``, read without running anything; ids that are numbers such as 2007000032 are VOC's
       2007_000032;
@@ -68,12 +78,12 @@ def read_image_labels(
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(
-            f'label source {source} does not exist. Give a .json, .txt or .npy file or a folder of '
-            '.xml or .png files.'
+            f'label source {source} does not exist. Give a .json, .txt, .csv or .npy file or a '
+            'folder of .xml or .png files.'
         )
     if source.is_dir():
         return _read_folder(source, classes, image_ids)
-    readers = {'.json': _read_json, '.txt': _read_txt, '.npy': _read_npy}
+    readers = {'.json': _read_json, '.txt': _read_txt, '.csv': _read_csv, '.npy': _read_npy}
     if source.suffix not in readers:
         raise ValueError(
             f"label source {source} ends in '{source.suffix}', which is none of {list(readers)}. "
@@ -248,6 +258,120 @@ def _read_txt(path: Path, classes: Sequence[str]) -> ImageLabels:
             raise ValueError(f'{where}: the image has a line already. Keep one of the two.')
         result[image_id] = _in_class_order(names, classes, where)
     return result
+
+
+def _read_csv(path: Path, classes: Sequence[str]) -> ImageLabels:
+    rows = _load_csv(path)
+    first = next(iter(rows), 1)
+    has_header = bool(rows) and rows[first][0].lower() in CSV_HEADS
+    columns = rows.pop(first)[1:] if has_header else []
+    if not _are_marks(rows, columns, classes):
+        return _label_rows(path, rows, classes, partial(_split_cells, classes))
+    where = f'{path}, line {first}, header'
+    if len(_in_class_order(columns, classes, where)) < len(columns):
+        raise ValueError(f'{where}: {columns} has a class twice. Keep one of its columns.')
+    return _label_rows(path, rows, classes, partial(_marked_columns, columns))
+
+
+def _load_csv(path: Path) -> dict[int, list[str]]:
+    text = _read_text(path)
+    reader = csv.reader(
+        io.StringIO(text), delimiter=_find_separator(text), skipinitialspace=True, strict=True
+    )
+    rows = {}
+    line = 1
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            while cells and not cells[-1]:
+                cells.pop()
+            if cells:
+                rows[line] = cells
+            # A quoted cell may run over several lines.
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f'{path}, line {line}: malformed CSV: {error}. Correct the quotes of that line.'
+        ) from error
+    return rows
+
+
+def _find_separator(text: str) -> str:
+    unquoted = re.sub(r'"[^"]*"', '', text)
+    separators = (''.join(re.findall('[\t,;]', line)) for line in unquoted.splitlines())
+    first = next(filter(None, separators), ',')
+    return '\t' if '\t' in first else first[0]
+
+
+def _are_marks(
+    rows: Mapping[int, Sequence[str]], columns: Sequence[str], classes: Sequence[str]
+) -> bool:
+    cells = {cell for row in rows.values() for cell in row[1:]} - {''}
+    signs = [bool(cells & MARKS - set(classes)), cells <= MARKS, set(columns) <= set(classes)]
+    # Two signs of the three, so that a slip in a header or a cell is told as what it is.
+    return bool(columns) and sum(signs) >= 2
+
+
+def _label_rows(
+    path: Path,
+    rows: Mapping[int, Sequence[str]],
+    classes: Sequence[str],
+    read_cells: Callable[[Sequence[str], str], list[str]],
+) -> ImageLabels:
+    result: ImageLabels = {}
+    lines: dict[str, int] = {}
+    for line, (file_name, *cells) in rows.items():
+        image_id = _image_id_of_file(file_name, f'{path}, line {line}')
+        where = f'{path}, line {line}, image {image_id!r}'
+        if image_id in lines:
+            raise ValueError(
+                f'{where}: line {lines[image_id]} has the image already. Keep one line an image, '
+                'with all its classes; images of different folders need different names.'
+            )
+        lines[image_id] = line
+        result[image_id] = _in_class_order(read_cells(cells, where), classes, where)
+    return result
+
+
+def _image_id_of_file(file_name: str, where: str) -> str:
+    # A table made on Windows has its backslashes.
+    name = re.split(r'[\\/]', file_name)[-1]
+    image_id = Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
+    if not image_id or re.search('[\t,;]', image_id):
+        raise ValueError(
+            f'{where}: {file_name!r} where the file name of an image belongs. Begin the line with '
+            'the name, and separate the cells as the lines above do.'
+        )
+    return image_id
+
+
+def _split_cells(classes: Sequence[str], cells: Sequence[str], where: str) -> list[str]:
+    names = [
+        name.strip()
+        for cell in cells
+        for name in ([cell] if cell in classes else re.split('[,;]', cell))
+    ]
+    marks = MARKS & set(names) - set(classes)
+    if marks:
+        raise ValueError(
+            f'{where}: {min(marks)!r} where class names belong. Columns of 0 and 1 need a header: '
+            "'image', then the class of each column."
+        )
+    return [name for name in names if name]
+
+
+def _marked_columns(columns: Sequence[str], cells: Sequence[str], where: str) -> list[str]:
+    odd = [cell for cell in cells if cell not in {'', *MARKS}]
+    if odd:
+        raise ValueError(
+            f'{where}: value {odd[0]!r} where only 0, 1 and blank cells are labels. Correct it.'
+        )
+    if len(cells) > len(columns):
+        raise ValueError(
+            f'{where}: {len(cells)} labels where the header names {len(columns)} classes. Name the '
+            'class of each column, or take the labels out.'
+        )
+    return [name for name, cell in zip(columns, cells, strict=False) if cell == '1']
 
 
 class _PickledDtype:

@@ -1,6 +1,7 @@
 """Reading and writing of image-level labels."""
 
 import collections
+import csv
 import json
 import os
 import pickle
@@ -44,6 +45,18 @@ def _write_txt(folder):
     return path
 
 
+def _write_csv(folder):
+    path = folder / 'labels.csv'
+    path.write_text('2007_000001.jpg,dog\nsub/b.png,"potted plant, cat"\nc\n')
+    return path
+
+
+def _write_marks(folder):
+    path = folder / 'labels.csv'
+    path.write_text('Image,dog,cat,potted plant\n2007_000001.jpg,1,0,0\nb,0,1,1\nc,,,\n')
+    return path
+
+
 def _write_npy(folder):
     np.save(folder / 'cls_labels.npy', _vectors(EXPECTED))
     return folder / 'cls_labels.npy'
@@ -75,7 +88,16 @@ def write_masks(write_mask):
 
 
 @pytest.mark.parametrize(
-    'write', [_write_json, _write_json_with_classes, _write_txt, _write_npy, _write_xml]
+    'write',
+    [
+        _write_json,
+        _write_json_with_classes,
+        _write_txt,
+        _write_csv,
+        _write_marks,
+        _write_npy,
+        _write_xml,
+    ],
 )
 def test_every_source_gives_the_same_labels(tmp_path, write):
     assert read_image_labels(write(tmp_path), CLASSES) == EXPECTED
@@ -122,7 +144,7 @@ def test_multi_hot_follows_the_order_of_classes():
         to_multi_hot(['cow'], CLASSES)
 
 
-@pytest.mark.parametrize('write', [_write_json, _write_txt, _write_npy, _write_xml])
+@pytest.mark.parametrize('write', [_write_json, _write_txt, _write_marks, _write_npy, _write_xml])
 def test_only_a_json_with_classes_carries_classes(tmp_path, write):
     assert read_label_classes(write(tmp_path)) is None
 
@@ -139,6 +161,7 @@ def test_json_without_classes_but_with_labels_carries_no_classes(tmp_path):
     [
         ('l.json', '{"a": ["dgo"]}'),
         ('l.txt', 'a dgo'),
+        ('l.csv', 'a.jpg,dgo'),
         ('a.xml', '<annotation><object><name>dgo</name></object></annotation>'),
     ],
 )
@@ -151,14 +174,14 @@ def test_unknown_class_error_names_file_image_known_and_nearest(tmp_path, name, 
 
 
 def test_missing_source_error_lists_the_forms(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'gone\.json does not exist.*\.npy'):
+    with pytest.raises(FileNotFoundError, match=r'gone\.json does not exist.*\.csv or \.npy'):
         read_image_labels(tmp_path / 'gone.json', CLASSES)
 
 
 def test_unknown_suffix_is_refused(tmp_path):
-    (tmp_path / 'labels.csv').touch()
-    with pytest.raises(ValueError, match=r"labels\.csv ends in '\.csv'.*Convert"):
-        read_image_labels(tmp_path / 'labels.csv', CLASSES)
+    (tmp_path / 'labels.xlsx').touch()
+    with pytest.raises(ValueError, match=r"labels\.xlsx ends in '\.xlsx'.*\.csv.*Convert"):
+        read_image_labels(tmp_path / 'labels.xlsx', CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -199,10 +222,136 @@ def test_bad_txt_is_refused_with_the_line(tmp_path, content, pattern):
         read_image_labels(path, CLASSES)
 
 
-def test_text_of_another_encoding_is_refused(tmp_path):
-    (tmp_path / 'labels.txt').write_bytes('a \xe9'.encode('latin-1'))
-    with pytest.raises(ValueError, match=r'labels\.txt is not UTF-8'):
-        read_image_labels(tmp_path / 'labels.txt', CLASSES)
+@pytest.mark.parametrize('name', ['labels.txt', 'labels.csv'])
+def test_text_of_another_encoding_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes('a \xe9'.encode('latin-1'))
+    with pytest.raises(ValueError, match=rf'{re.escape(name)} is not UTF-8'):
+        read_image_labels(tmp_path / name, CLASSES)
+
+
+def _read_csv(folder, content, classes=CLASSES):
+    path = folder / 'labels.csv'
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_image_labels(path, classes)
+
+
+@pytest.mark.parametrize('header', ['', 'image,classes\n', 'FileName,class 1,class 2\n', 'id\n'])
+@pytest.mark.parametrize(
+    'line', ['a.jpg,dog,cat', 'a.jpg,"dog,cat"', 'a.jpg,dog;cat', 'a, "dog; cat;",,', 'a,,cat,dog']
+)
+def test_csv_cells_hold_one_class_or_several(tmp_path, header, line):
+    assert _read_csv(tmp_path, f'{header}{line}\n') == {'a': ('cat', 'dog')}
+
+
+@pytest.mark.parametrize('head', ['image', 'ID', 'File', 'filename', 'NAME', 'path'])
+def test_csv_header_is_known_by_its_first_cell(tmp_path, head):
+    assert _read_csv(tmp_path, f'{head},tags\na.jpg,dog') == {'a': ('dog',)}
+
+
+@pytest.mark.parametrize('separator', [',', ';', '\t'])
+@pytest.mark.parametrize('write', [_write_csv, _write_marks])
+def test_csv_of_any_separator_gives_the_same_labels(tmp_path, separator, write):
+    content = re.sub(r',(?! )', separator, write(tmp_path).read_text())
+    assert _read_csv(tmp_path, content) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [
+        ('a\nb;cat', {'a': (), 'b': ('cat',)}),
+        ('a;cat,dog\nb;cat', {'a': ('cat', 'dog'), 'b': ('cat',)}),
+        ('a,cat;dog\nb,cat', {'a': ('cat', 'dog'), 'b': ('cat',)}),
+        ('"a";"cat,dog"\n', {'a': ('cat', 'dog')}),
+        ('a.jpg\tcat;dog', {'a': ('cat', 'dog')}),
+    ],
+)
+def test_csv_separator_is_that_of_the_first_line_that_has_one(tmp_path, content, expected):
+    assert _read_csv(tmp_path, content) == expected
+
+
+@pytest.mark.parametrize(
+    ('file_name', 'image_id'),
+    [
+        ('a.jpg', 'a'),
+        ('sub/deep/a.JPEG', 'a'),
+        ('C:\\images\\a.png', 'a'),
+        ('./a', 'a'),
+        ('a b.tif', 'a b'),
+        ('a.v2.jpg', 'a.v2'),
+        ('a.v2', 'a.v2'),
+    ],
+)
+def test_csv_image_id_is_the_file_name_without_folder_and_suffix(tmp_path, file_name, image_id):
+    assert _read_csv(tmp_path, f'{file_name},dog') == {image_id: ('dog',)}
+
+
+def test_csv_of_excel_is_read(tmp_path):
+    content = '\ufeffimage;cat;dog\r\nä.jpg;1;0\r\n;;\r\n\r\nb.jpg;;1\r\n'
+    assert _read_csv(tmp_path, content) == {'ä': ('cat',), 'b': ('dog',)}
+
+
+@pytest.mark.parametrize('content', ['', '\n', 'image\n', 'image,cat,dog\n', '\ufeff'])
+def test_csv_without_images_gives_no_labels(tmp_path, content):
+    assert _read_csv(tmp_path, content) == {}
+
+
+def test_csv_columns_of_marks_may_be_some_of_the_classes(tmp_path):
+    content = 'image,potted plant\na,1\nb,0\nc\n'
+    assert _read_csv(tmp_path, content) == {'a': ('potted plant',), 'b': (), 'c': ()}
+
+
+def test_csv_header_of_classes_over_names_is_only_a_header(tmp_path):
+    assert _read_csv(tmp_path, 'image,cat,dog\na,dog\n') == {'a': ('dog',)}
+
+
+def test_csv_class_may_be_named_as_a_mark_or_hold_a_separator(tmp_path):
+    classes = ('0', '1', 'bus, red')
+    assert _read_csv(tmp_path, 'image,tags\na,0\nb,1;0', classes) == {'a': ('0',), 'b': ('0', '1')}
+    assert _read_csv(tmp_path, 'image,tags\na,0\nb,1', classes) == {'a': ('0',), 'b': ('1',)}
+    assert _read_csv(tmp_path, 'image,0,1\na,0,1', classes) == {'a': ('1',)}
+    assert _read_csv(tmp_path, 'a,"bus, red"', classes) == {'a': ('bus, red',)}
+
+
+@pytest.mark.parametrize(
+    ('content', 'pattern'),
+    [
+        ('image,tags\na,dog\n\nb,cta\n', r"labels\.csv, line 4, image 'b': unknown class 'cta'"),
+        ('x/a.jpg,dog\nb\ny/a.png,cat', r"line 3, image 'a': line 1 has the image already.*Keep"),
+        ('a,dog\na,dog', r"line 2, image 'a': line 1 has the image already"),
+        (',dog', r"labels\.csv, line 1: '' where the file name .*Begin the line"),
+        ('a,dog\nsub/,dog', r"line 2: 'sub/' where the file name"),
+        (
+            'a,dog\nb.jpg;cat',
+            r"line 2: 'b\.jpg;cat' where .* separate the cells as the",
+        ),
+        ('a;b.jpg\tcat,dog', r"line 1: 'a;b\.jpg' where the file name"),
+        ('"a,b.jpg";cat', r"line 1: 'a,b\.jpg' where the file name"),
+        ('a,dog\nb,"cat\nc,dog', r'labels\.csv, line 2: malformed CSV: .*Correct the quotes'),
+        ('a,"dog\ncat"\nb,"dog" x', 'line 3: malformed CSV'),
+        ('a,0,1', r"line 1, image 'a': '0' where class names belong\. .* need a header"),
+        ('image\na,1', r"line 2, image 'a': '1' where class names belong"),
+        ('image,tags\na,dog\nb,1', r"line 3, image 'b': '1' where class names belong"),
+        ('\nid,cta,dog\na,1,0', r"line 2, header: unknown class 'cta'.*mean 'cat'"),
+        ('id,cat,cat\na,1,0', r"line 1, header: \['cat', 'cat'\] has a class twice\. Keep one"),
+        ('id,cat,dog\na,1,0\nb,0.5,', r"line 3, image 'b': value '0\.5' where only 0, 1 and blank"),
+        ('id,cat,dog\na,1,0,1', r"image 'a': 3 labels where the header names 2 classes\. Name"),
+    ],
+)
+def test_bad_csv_is_refused_with_the_line(tmp_path, content, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        _read_csv(tmp_path, content)
+
+
+def test_csv_of_random_labels_agrees_with_python_csv(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = {
+        f'image_{i}': tuple(name for name in CLASSES if rng.random() < 0.5) for i in range(50)
+    }
+    for separator in (',', ';', '\t'):
+        with (tmp_path / 'labels.csv').open('w', newline='') as file:
+            writer = csv.writer(file, delimiter=separator)
+            writer.writerows((f'{i}.jpg', ', '.join(names)) for i, names in labels.items())
+        assert read_image_labels(tmp_path / 'labels.csv', CLASSES) == labels
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.int64, np.uint8, bool, '>f4'])
