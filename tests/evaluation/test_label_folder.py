@@ -6,7 +6,12 @@ import torch
 from mmseg.evaluation import IoUMetric
 from PIL import Image
 
-from mmdscnet.evaluation.label_folder import judge_label_folder
+from mmdscnet.evaluation.label_folder import (
+    count_label_folder,
+    count_labels,
+    judge_label_folder,
+    score_labels,
+)
 
 CLASSES = ('background', 'cat', 'dog', 'cow')
 IDS = ['a', 'b', 'c', 'd', 'e']
@@ -82,6 +87,118 @@ def test_values_by_hand(write, judge):
     np.testing.assert_allclose(scores.precision, [75, 50])
     np.testing.assert_allclose(scores.recall, [75, 50])
     assert scores.mean_iou == pytest.approx((60 + 100 / 3) / 2)
+
+
+@pytest.mark.usefixtures('random_maps')
+@pytest.mark.parametrize('count_void', [True, False])
+def test_shares_of_the_union_add_up(tmp_path, count_void):
+    confusion = count_label_folder(tmp_path / 'labels', tmp_path / 'truth', IDS, CLASSES)
+    scores = score_labels(confusion, 5, count_void)
+    parts = scores.iou + scores.false_positive + scores.false_negative
+    np.testing.assert_allclose(parts, 100, rtol=1e-14)
+    means = scores.mean_iou + scores.mean_false_positive + scores.mean_false_negative
+    assert means == pytest.approx(100, rel=1e-14)
+
+
+def test_one_count_gives_both_scores(random_maps, tmp_path):
+    confusion = count_label_folder(tmp_path / 'labels', tmp_path / 'truth', IDS, CLASSES)
+    assert confusion.dtype == np.int64
+    without = [(labels, np.where(labels == 255, 255, truth)) for labels, truth in random_maps]
+    for count_void, maps in ((True, random_maps), (False, without)):
+        expected = scores_of_mmseg(maps, 4)
+        scores = score_labels(confusion, 5, count_void)
+        for name in ('iou', 'precision', 'recall'):
+            values = 100 * expected['IoU' if name == 'iou' else name.capitalize()]
+            np.testing.assert_allclose(getattr(scores, name), values, rtol=1e-5)
+            mean = getattr(scores, f'mean_{name}')
+            assert mean == pytest.approx(float(values.mean()), rel=1e-5)
+    labelled = sum(int(((labels != 255) & (truth != 255)).sum()) for labels, truth in random_maps)
+    judged = sum(int((truth != 255).sum()) for _, truth in random_maps)
+    assert scores.coverage == labelled / judged
+
+
+def test_counts_equal_a_loop_over_the_pixels(random_maps):
+    for labels, truth in random_maps:
+        expected = np.zeros((4, 5), dtype=np.int64)
+        for label, true in zip(labels.ravel(), truth.ravel(), strict=True):
+            if true != 255:
+                expected[true, 4 if label == 255 else label] += 1
+        counts = count_labels(labels.astype(np.uint8), truth.astype(np.uint8), 4)
+        assert counts.dtype == np.int64
+        np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize(('count_void', 'parts'), [(True, (40, 20, 40)), (False, (50, 25, 25))])
+def test_shares_by_hand(count_void, parts):
+    truth = np.array([[1, 1, 1, 1, 0, 0, 0, 255]], dtype=np.uint8)
+    labels = np.array([[1, 1, 0, 255, 1, 0, 0, 1]], dtype=np.uint8)
+    scores = score_labels(count_labels(labels, truth, 2), 1, count_void)
+    found = (scores.iou[1], scores.false_positive[1], scores.false_negative[1])
+    np.testing.assert_allclose(found, parts)
+    assert scores.coverage == 6 / 7
+    assert scores.precision[1] == pytest.approx(200 / 3)
+    assert scores.recall[1] == pytest.approx(50 if count_void else 200 / 3)
+    # Of the background two are right, one is missed and one too many.
+    np.testing.assert_allclose(scores.mean_iou, (50 + parts[0]) / 2)
+    np.testing.assert_allclose(scores.mean_false_positive, (25 + parts[1]) / 2)
+    np.testing.assert_allclose(scores.mean_false_negative, (25 + parts[2]) / 2)
+
+
+def test_labels_that_are_all_void_are_all_wrong_or_not_judged():
+    confusion = count_labels(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), 2)
+    scores = score_labels(confusion, 1)
+    assert (scores.mean_iou, scores.mean_false_negative, scores.coverage) == (0, 100, 0)
+    scores = score_labels(confusion, 1, count_void=False)
+    assert np.isnan(scores.iou).all()
+    assert math.isnan(scores.mean_iou)
+    assert scores.coverage == 0
+
+
+def test_truth_that_is_all_ignored_has_no_scores():
+    confusion = count_labels(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8), 2)
+    assert not confusion.any()
+    scores = score_labels(confusion, 1)
+    assert math.isnan(scores.mean_iou)
+    assert math.isnan(scores.coverage)
+
+
+def test_ignored_id_may_be_a_class_or_none_of_a_byte():
+    labels, truth = np.array([[1, 255]], np.uint8), np.array([[1, 0]], np.uint8)
+    assert count_labels(labels, truth, 2, ignore_index=0).tolist() == [[0, 0, 0], [0, 1, 0]]
+    assert count_labels(labels, truth, 2, ignore_index=-1).tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
+def test_as_many_classes_as_a_byte_has_beside_void():
+    ids = np.array([[254, 255]], np.uint8)
+    counts = count_labels(ids, np.array([[254, 254]], np.uint8), 255)
+    assert counts.shape == (255, 256)
+    assert counts[254, 254] == counts[254, 255] == 1
+
+
+@pytest.mark.parametrize('name', ['labels', 'truth'])
+def test_arrays_are_of_bytes(name):
+    maps = dict(labels=np.zeros((2, 2), np.uint8), truth=np.zeros((2, 2), np.uint8))
+    with pytest.raises(TypeError, match=f'{name} is int64, not a numpy array of uint8'):
+        count_labels(**(maps | {name: np.zeros((2, 2), np.int64)}), num_classes=2)
+    with pytest.raises(TypeError, match=f'{name} is Tensor, not|{name} is torch.uint8, not'):
+        count_labels(**(maps | {name: torch.zeros(2, 2, dtype=torch.uint8)}), num_classes=2)
+
+
+def test_arrays_fit_each_other_and_the_classes():
+    zeros, two = np.zeros((1, 2), np.uint8), np.full((1, 2), 2, np.uint8)
+    with pytest.raises(ValueError, match=r'labels has \(1, 2\) pixels .*truth has \(2, 1\)'):
+        count_labels(zeros, zeros.T, 2)
+    with pytest.raises(ValueError, match=r'labels has the ids \[2\].* 2 classes nor 255'):
+        count_labels(two, zeros, 2)
+    with pytest.raises(ValueError, match=r'truth has the ids \[2\].* 2 classes nor 7'):
+        count_labels(zeros, two, 2, ignore_index=7)
+    with pytest.raises(ValueError, match=r'num_classes=256 is not in 1\.\.255'):
+        count_labels(zeros, zeros, 256)
+
+
+def test_confusion_has_a_column_for_void():
+    with pytest.raises(ValueError, match=r'shape \(3, 3\), not \(C, C \+ 1\): give a last column'):
+        score_labels(np.zeros((3, 3), np.int64), 1)
 
 
 def test_void_labels_count_as_wrong(write, judge):

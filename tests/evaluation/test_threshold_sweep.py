@@ -3,7 +3,11 @@ import pytest
 import torch
 
 from mmdscnet.evaluation.threshold_sweep import (
+    check_thresholds,
     count_pixels,
+    count_present_pixels,
+    count_thresholds_below,
+    list_cells,
     per_class_scores,
     sum_confusions,
     sweep_thresholds,
@@ -103,6 +107,85 @@ def test_extra_threshold_is_sorted_in_once():
     assert len(between) == 101
     assert between[29] < between[30] < between[31]
     assert between[30] == np.float32(0.295)
+
+
+def test_own_thresholds_become_float32():
+    thresholds = check_thresholds([0, 0.1, 0.5])
+    assert thresholds.dtype == torch.float32
+    assert thresholds.tolist() == [0, np.float32(0.1), 0.5]
+    assert torch.equal(check_thresholds(sweep_thresholds()), sweep_thresholds())
+    assert torch.equal(check_thresholds(np.array([0.1, 0.2])), torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize('thresholds', [[], 0.5, [[0.5]]])
+def test_thresholds_are_a_list(thresholds):
+    with pytest.raises(ValueError, match=r'thresholds has shape .*, not \(T,\)'):
+        check_thresholds(thresholds)
+
+
+@pytest.mark.parametrize(
+    'thresholds',
+    [[0.5, 0.5], [0.5, 0.2], [-0.1, 0.5], [0.5, 1.0], [float('nan')], [0.5, 0.5 + 1e-9]],
+)
+def test_thresholds_ascend_within_their_range(thresholds):
+    with pytest.raises(ValueError, match=r'are not ascending numbers in \[0, 1\).*sort them'):
+        check_thresholds(thresholds)
+
+
+@pytest.mark.parametrize('thresholds', [sweep_thresholds(), torch.tensor([0.25, 0.5])])
+def test_every_half_knows_the_thresholds_strictly_below(thresholds):
+    below = count_thresholds_below(thresholds)
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[(halves >= 0) & (halves <= 1) & ~np.signbit(halves)]
+    assert below.shape == halves.shape == (15361,)
+    expected = (thresholds.numpy() < halves[:, None].astype(np.float32)).sum(axis=1)
+    np.testing.assert_array_equal(below, expected)
+
+
+@pytest.mark.parametrize('class_ids', [[1], [3], [1, 3], [1, 2, 3]])
+def test_counts_of_present_classes_equal_those_of_all(class_ids):
+    rng = np.random.default_rng(0)
+    cams = (rng.integers(0, 101, (len(class_ids), 20, 30)) / 100).astype(np.float16)
+    truth = rng.integers(0, 4, (20, 30)).astype(np.uint8)
+    thresholds = sweep_thresholds()
+    histogram = count_present_pixels(cams, truth, count_thresholds_below(thresholds))
+    assert histogram.shape == (101, len(class_ids), 256)
+    counted = list_cells(histogram, np.array(class_ids, dtype=np.uint8), 4)
+    dense = torch.zeros(3, 20, 30)
+    dense[np.array(class_ids) - 1] = torch.from_numpy(cams).float()
+    expected = count_pixels(dense, torch.from_numpy(truth), thresholds, 255)
+    found, wanted = (
+        sum_confusions([tuple(map(torch.as_tensor, counts))], 100, 4)
+        for counts in (counted, expected)
+    )
+    assert torch.equal(found, wanted)
+
+
+def test_counts_of_present_classes_by_hand():
+    cams = np.array([[[0.0, 0.6, 0.3]], [[0.0, 0.6, 0.9]]], dtype=np.float16)
+    below = count_thresholds_below(torch.tensor([0.0, 0.5]))
+    histogram = count_present_pixels(cams, np.array([[0, 7, 255]], dtype=np.uint8), below)
+    # (thresholds below, winner, truth): no threshold; a tie, which the first wins; the second.
+    assert np.argwhere(histogram).tolist() == [[0, 0, 0], [2, 0, 7], [2, 1, 255]]
+
+
+def test_counts_without_present_class_are_below_all_thresholds():
+    below = count_thresholds_below(sweep_thresholds())
+    cams, truth = np.zeros((0, 2, 2), dtype=np.float16), np.array([[0, 1], [1, 1]], dtype=np.uint8)
+    histogram = count_present_pixels(cams, truth, below)
+    assert histogram.shape == (101, 1, 256)
+    assert histogram[0, 0, :2].tolist() == [1, 3]
+    cells, numbers = list_cells(histogram, np.zeros(0, dtype=np.uint8), 4)
+    assert cells.tolist() == [0, 1]
+    assert numbers.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize('value', [1.001, -0.001, np.nan])
+def test_present_cams_outside_their_range_are_refused(value):
+    cams = np.full((1, 1, 1), value, dtype=np.float16)
+    below = count_thresholds_below(sweep_thresholds())
+    with pytest.raises(ValueError, match=r'cams run from .* not within \[0, 1\]: export them'):
+        count_present_pixels(cams, np.zeros((1, 1), dtype=np.uint8), below)
 
 
 def test_counts_are_sparse_int64():
