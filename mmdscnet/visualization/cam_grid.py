@@ -1,4 +1,4 @@
-"""Image, CAM, refined CAM, pseudo label and truth side by side, one image a row.
+"""Image, CAM, refined CAM, groups, pseudo label and truth side by side, one image a row.
 
 The path through this file is that of a picture: rows are checked, each becomes a row of panels at
 the size of a cell, panels are pasted onto one sheet under a header, and the legend closes it.
@@ -6,13 +6,16 @@ the size of a cell, panels are pasted onto one sheet under a header, and the leg
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from mmdscnet.atomic_write import atomic_path
-from mmdscnet.pseudo_labels.palette_png import VOID_ID, fill_palette
+from mmdscnet.pseudo_labels.palette_png import fill_palette
+from mmdscnet.visualization.grid_row import CAMGridRow, check_row
+from mmdscnet.visualization.map_checks import check_palette
+from mmdscnet.visualization.panels import HEADERS, Panel, draw_panels, heat_colours
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -24,32 +27,6 @@ INK = (34, 34, 34)
 PAPER = (255, 255, 255)
 FAINT = (238, 238, 238)
 GREY = (136, 136, 136)
-HEADERS = ('image', 'CAM', 'refined CAM', 'pseudo label', 'truth')
-
-
-class CAMGridRow(NamedTuple):
-    """What one row of the grid shows; all maps of one image, at the image's size.
-
-    Attributes:
-        image: RGB, uint8, shape (H, W, 3).
-        cams: Class activation maps in [0, 1], zero for absent classes, shape (K, H, W).
-        refined_cams: CAMs of the enriched features, likewise; None for a model without.
-        pseudo_label: Class ids, 255 for void, shape (H, W).
-        truth: Class ids, 255 for void, shape (H, W); None where unknown.
-        title: Caption of the row and its name in errors, as the image's file name.
-    """
-
-    image: np.ndarray
-    cams: np.ndarray
-    refined_cams: np.ndarray | None
-    pseudo_label: np.ndarray
-    truth: np.ndarray | None
-    title: str
-
-
-class _Panel(NamedTuple):
-    caption: str
-    picture: Image.Image | None
 
 
 def draw_cam_grid(
@@ -58,7 +35,7 @@ def draw_cam_grid(
     palette: Sequence[Sequence[int]],
     classes: Sequence[str],
 ) -> None:
-    """Draw rows of image, CAM, refined CAM, pseudo label and truth as one PNG.
+    """Draw rows of image, CAM, refined CAM, groups, pseudo label and truth as one PNG.
 
     CAMs are those of the class that covers most of the CAM, the same class in both columns, so that
     the two can be compared; the caption names it. A column that no row fills is left out.
@@ -75,15 +52,11 @@ def draw_cam_grid(
     """
     if not rows:
         raise ValueError('rows is empty: give at least one CAMGridRow')
-    if len(palette) != len(classes):
-        raise ValueError(
-            f'palette has {len(palette)} colours for {len(classes)} classes; give one colour a '
-            'class, background included'
-        )
+    check_palette(palette, classes)
     for row in rows:
-        _check_row(row, len(classes))
+        check_row(row, len(classes))
     colours = fill_palette(palette)
-    panels = [_row_panels(row, colours, classes) for row in rows]
+    panels = [draw_panels(row, colours, classes, CELL) for row in rows]
     kept = [i for i in range(len(HEADERS)) if any(row[i].picture for row in panels)]
     sheet = _paste_sheet([[row[i] for i in kept] for row in panels], [HEADERS[i] for i in kept])
     legend = _draw_legend(rows, colours, classes, sheet.width)
@@ -94,114 +67,7 @@ def draw_cam_grid(
         page.save(temporary, format='PNG')
 
 
-def _check_row(row: CAMGridRow, num_classes: int) -> None:
-    image = row.image
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f'{row.title}: image is {image.dtype} of shape {image.shape}; give RGB uint8 (H, W, 3)'
-        )
-    size = image.shape[:2]
-    for name, cams in (('cams', row.cams), ('refined_cams', row.refined_cams)):
-        if cams is None:
-            continue
-        if cams.shape != (num_classes - 1, *size):
-            raise ValueError(
-                f'{row.title}: {name} has shape {cams.shape}, not {(num_classes - 1, *size)}; '
-                'give one map a foreground class, resized to the image'
-            )
-        # Written so that NaN fails too; the slack is for maps resized in low precision.
-        if not (cams.min() >= -1e-3 and cams.max() <= 1 + 1e-3):
-            raise ValueError(
-                f'{row.title}: {name} runs from {cams.min():.4g} to {cams.max():.4g}, not within '
-                '[0, 1]; normalise it first'
-            )
-    for name, labels in (('pseudo_label', row.pseudo_label), ('truth', row.truth)):
-        if labels is None:
-            continue
-        if labels.shape != size:
-            raise ValueError(
-                f'{row.title}: {name} has shape {labels.shape}, the image {size}; resize it'
-            )
-        ids = np.unique(labels)
-        outside = ids[((ids < 0) | (ids >= num_classes)) & (ids != VOID_ID)]
-        if outside.size:
-            raise ValueError(
-                f'{row.title}: {name} has ids {outside.tolist()} outside the {num_classes} '
-                'classes; give the classes it was made with'
-            )
-
-
-def _row_panels(row: CAMGridRow, colours: np.ndarray, classes: Sequence[str]) -> list[_Panel]:
-    photo = Image.fromarray(row.image)
-    scale = CELL / max(photo.size)
-    photo = photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))))
-    shown = _shown_class(row)
-    caption = 'no class' if shown is None else classes[shown + 1]
-    return [
-        _Panel(row.title, photo),
-        _Panel(caption, _blend_heat(photo, row.cams, shown)),
-        _heat_panel(photo, row.refined_cams, shown, caption),
-        _label_panel(photo, row.pseudo_label, colours, classes),
-        _label_panel(photo, row.truth, colours, classes),
-    ]
-
-
-def _shown_class(row: CAMGridRow) -> int | None:
-    # The sum, not the maximum: that is 1 for every present class.
-    strength = row.cams.sum(axis=(1, 2))
-    return int(strength.argmax()) if strength.max() > 0 else None
-
-
-def _heat_panel(
-    photo: Image.Image, cams: np.ndarray | None, shown: int | None, caption: str
-) -> _Panel:
-    return _Panel('', None) if cams is None else _Panel(caption, _blend_heat(photo, cams, shown))
-
-
-def _blend_heat(photo: Image.Image, cams: np.ndarray, shown: int | None) -> Image.Image:
-    cam = np.zeros(cams.shape[1:]) if shown is None else cams[shown].clip(0, 1)
-    fitted = Image.fromarray(cam.astype(np.float32)).resize(photo.size, Image.Resampling.BILINEAR)
-    strength = np.asarray(fitted)[..., None]
-    # A grey photo keeps its colours from being read as heat.
-    grey = np.asarray(photo.convert('L'), dtype=np.float32)[..., None]
-    opacity = 0.45 + 0.3 * strength
-    blended = (1 - opacity) * grey + opacity * _heat_colours(strength[..., 0])
-    return Image.fromarray(blended.round().astype(np.uint8))
-
-
-def _heat_colours(strength: np.ndarray) -> np.ndarray:
-    # Heavy, and not wanted by whoever only imports the package.
-    from matplotlib import colormaps
-
-    return 255 * colormaps['inferno'](strength)[..., :3]
-
-
-def _label_panel(
-    photo: Image.Image, labels: np.ndarray | None, colours: np.ndarray, classes: Sequence[str]
-) -> _Panel:
-    if labels is None:
-        return _Panel('', None)
-    fitted = Image.fromarray(labels.astype(np.uint8)).resize(photo.size, Image.Resampling.NEAREST)
-    ids = np.asarray(fitted)
-    opacity = np.where(ids > 0, 0.62, 0.0)[..., None]
-    opacity[_outline(ids)] = 1.0
-    blended = (1 - opacity) * np.asarray(photo, dtype=np.float32) + opacity * colours[ids]
-    names = [classes[i] for i in np.unique(labels) if 0 < i < len(classes)]
-    return _Panel(', '.join(names) or classes[0], Image.fromarray(blended.round().astype(np.uint8)))
-
-
-def _outline(ids: np.ndarray) -> np.ndarray:
-    """Find the pixels of a class that touch another id, two pixels deep."""
-    edge = np.zeros(ids.shape, dtype=bool)
-    for axis in (0, 1):
-        for shift in (-2, -1, 1, 2):
-            size = ids.shape[axis]
-            neighbour = (np.arange(size) + shift).clip(0, size - 1)
-            edge |= ids != ids.take(neighbour, axis=axis)
-    return edge & (ids > 0)
-
-
-def _paste_sheet(panels: list[list[_Panel]], headers: list[str]) -> Image.Image:
+def _paste_sheet(panels: list[list[Panel]], headers: list[str]) -> Image.Image:
     heights = [max(p.picture.height for p in row if p.picture) for row in panels]
     width = GAP + len(headers) * (CELL + GAP)
     sheet = Image.new('RGB', (width, LINE + GAP + sum(h + LINE + GAP for h in heights)), PAPER)
@@ -229,13 +95,13 @@ def _paste_sheet(panels: list[list[_Panel]], headers: list[str]) -> Image.Image:
 def _draw_legend(
     rows: Sequence[CAMGridRow], colours: np.ndarray, classes: Sequence[str], width: int
 ) -> Image.Image:
-    labels = [m for row in rows for m in (row.pseudo_label, row.truth) if m is not None]
-    ids = sorted({int(i) for m in labels for i in np.unique(m)} - {0})
+    label_maps = [m for row in rows for m in (row.groups, row.pseudo_label, row.truth)]
+    ids = sorted({int(i) for m in label_maps if m is not None for i in np.unique(m)} - {0})
     names = [classes[i] if i < len(classes) else 'void' for i in ids]
     swatch = (LINE - 2, LINE - 8)
     marks = [Image.new('RGB', swatch, tuple(int(c) for c in colours[i])) for i in ids]
     # The heat scale is the first entry.
-    heat = _heat_colours(np.linspace(0, 1, CELL // 2)[None]).round().astype(np.uint8)
+    heat = heat_colours(np.linspace(0, 1, CELL // 2)[None]).round().astype(np.uint8)
     marks.insert(0, Image.fromarray(heat).resize((CELL // 2, swatch[1])))
     names.insert(0, 'CAM, 0 to 1')
     return _paste_legend(marks, names, width)
