@@ -9,6 +9,7 @@ from mmdscnet.datasets.image_labels import (
     write_image_labels,
 )
 from mmdscnet.datasets.shapes import ShapesDataset
+from mmdscnet.datasets.stored_labels import LoadStoredLabels, StoredVersion, find_stored_labels
 from mmdscnet.datasets.transforms import (
     LoadCAMs,
     LoadCheckedImage,
@@ -22,12 +23,15 @@ __all__ = [
     'LoadCAMs',
     'LoadCheckedImage',
     'LoadCheckedMask',
+    'LoadStoredLabels',
     'PackWSSSInputs',
     'RandomColorJitter',
     'RandomCropOrPad',
     'ShapesDataset',
+    'StoredVersion',
     'VOC2012Dataset',
     'VOCLayoutDataset',
+    'find_stored_labels',
     'read_image_labels',
     'read_label_classes',
     'to_multi_hot',

@@ -8,7 +8,7 @@ module                 station                                                  
 ``cam``                classifier output -> normalised, masked CAMs             Eq. 1
 ``pixel_correlation``  alike pixels share their CAMs (SEAM)                     --
 ``equivariance``       the CAMs of two views -> their distances (SEAM)          --
-``pseudo_label``       CAMs -> label map with background and ignore band        Eq. 2, 12
+``pseudo_label``       CAMs -> label map with background and ignore band        Eq. 2, 12, 13
 ``pixel_groups``       embeddings -> pixel context, pixel groups                Eq. 4, 5
 ``contrast``           groups or nodes of many images -> InfoNCE                Eq. 3, 6, 7, 9
 ``semantic_graph``     groups -> class nodes, passed over the batch's graph     Eq. 8

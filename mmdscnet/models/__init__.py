@@ -13,6 +13,7 @@ from mmdscnet.models.losses import (
     EquivariantCrossLoss,
     MinPoolingLoss,
     PGCLLoss,
+    PseudoLabelLoss,
     SGCLLoss,
 )
 from mmdscnet.models.segmentors import SEAM, CAMTTAModel, ProbabilityTTAModel
@@ -30,6 +31,7 @@ __all__ = [
     'PGCLLoss',
     'PixelCorrelationModule',
     'ProbabilityTTAModel',
+    'PseudoLabelLoss',
     'ResNet38d',
     'SEAM',
     'SGCLLoss',

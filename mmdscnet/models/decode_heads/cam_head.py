@@ -18,6 +18,7 @@ from mmdscnet.functional.cam import (
     predict_image_labels,
     stretch_cams,
 )
+from mmdscnet.functional.pseudo_label import check_ignore_band, make_pseudo_labels
 
 NORMALIZATIONS = {'max': normalize_cams, 'min_max': stretch_cams}
 
@@ -67,6 +68,10 @@ class CAMHead(BaseModule):
     it predicts are the scores [background, CAMs], so that mmseg's argmax is the pseudo label.
     DSCNet, arXiv:2405.04913, Eq. 1.
 
+    With ``pseudo_label`` every pixel also learns from its pseudo label (Eq. 12, 13): one that the
+    head makes of its own CAMs in each step, normalised as at inference, or one that was stored
+    before and comes as ``gt_sem_seg``. ``PseudoLabelHook`` says which, and from when on.
+
     At inference the classes are those of ``gt_image_label`` where the samples have one (the
     papers' protocol), otherwise those that the head itself predicts.
 
@@ -81,8 +86,21 @@ class CAMHead(BaseModule):
         align_corners: How maps are resized, as in mmseg.
         normalization: What makes CAMs of evidence at inference: ``'max'`` divides a class by its
             peak, ``'min_max'`` subtracts its lowest value before (as SEAM does).
+        pseudo_label: Config of the loss against pseudo labels; None leaves it out.
+        fg_thr: Pixels of a class whose CAM is below this are left out of that loss where the head
+            makes the labels; None leaves out none.
         init_cfg: Initialisation, as in mmengine.
+
+    Raises:
+        ValueError: If a value is out of its range.
     """
+
+    pseudo_label_target = 'online'
+    """Whence the pseudo labels of training come, set by ``PseudoLabelHook``: ``'online'`` from the
+    head itself, never reading a mask, or ``'stored'`` from ``gt_sem_seg``."""
+
+    pseudo_label_scale = 1.0
+    """Factor of the loss against pseudo labels, set by ``PseudoLabelHook``."""
 
     def __init__(
         self,
@@ -95,6 +113,8 @@ class CAMHead(BaseModule):
         score_thr: float = 0.5,
         align_corners: bool = False,
         normalization: str = 'max',
+        pseudo_label: dict | None = None,
+        fg_thr: float | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='Normal', std=0.01, layer='Conv2d'))
@@ -113,6 +133,7 @@ class CAMHead(BaseModule):
             raise ValueError(
                 f'normalization={normalization!r} is none of {list(NORMALIZATIONS)}: choose one'
             )
+        check_ignore_band(bg_thr, bg_alpha, fg_thr)
         self.in_index = in_index
         self.num_classes = num_classes
         self.out_channels = num_classes
@@ -121,6 +142,8 @@ class CAMHead(BaseModule):
         self.score_thr = score_thr
         self.align_corners = align_corners
         self.normalization = normalization
+        self.fg_thr = fg_thr
+        self.pseudo_label_loss = MODELS.build(pseudo_label) if pseudo_label else None
         self.dropout = nn.Dropout2d(dropout_ratio)
         self.classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
 
@@ -154,32 +177,73 @@ class CAMHead(BaseModule):
 
         Args:
             feats: Outputs of the backbone, each of shape (N, D, h, w).
-            data_samples: Samples with ``gt_image_label``, (K,) values in {0, 1}.
+            data_samples: Samples with ``gt_image_label``, (K,) values in {0, 1}, and
+                ``gt_sem_seg`` where stored pseudo labels are the target.
             train_cfg: Not used; mmseg passes it.
 
         Returns:
-            ``loss_cls``, a scalar.
+            As :meth:`loss_by_image_labels`.
 
         Raises:
-            ValueError: If a sample has no image-level label, or one of another class count.
+            ValueError: If a sample has no image-level label, one of another class count, or no
+                stored pseudo label where these are the target.
         """
         image_labels = self.require_image_labels(data_samples)
-        return self.loss_by_image_labels(feats, image_labels)
+        stored_labels = self.require_stored_labels(data_samples)
+        return self.loss_by_image_labels(feats, image_labels, stored_labels)
 
     def loss_by_image_labels(
-        self, feats: Sequence[Tensor], image_labels: Tensor
+        self, feats: Sequence[Tensor], image_labels: Tensor, stored_labels: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Compute the losses from tensors.
 
         Args:
             feats: Outputs of the backbone, each of shape (N, D, h, w).
             image_labels: Image-level labels in {0, 1}, shape (N, K).
+            stored_labels: Pseudo labels 0..K or 255, int64, shape (N, H, W); None for those that
+                the head makes.
 
         Returns:
-            The contrasts of :meth:`describe_batch`, and :func:`classification_losses`.
+            :func:`classification_losses`, the contrasts of :meth:`describe_batch`, and
+            :meth:`pseudo_label_losses`.
         """
         outputs = self.describe_batch(feats, image_labels)
-        return classification_losses(outputs, image_labels) | outputs.contrasts
+        losses = classification_losses(outputs, image_labels) | outputs.contrasts
+        return losses | self.pseudo_label_losses(outputs, image_labels, stored_labels)
+
+    def pseudo_label_losses(
+        self, outputs: HeadOutputs, image_labels: Tensor, stored_labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Compare the evidence of every pixel with its pseudo label (Eq. 13).
+
+        Args:
+            outputs: Evidence, of which the best is trained.
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+            stored_labels: As for :meth:`loss_by_image_labels`.
+
+        Returns:
+            The loss by its key in the log; nothing where none is configured.
+        """
+        if self.pseudo_label_loss is None:
+            return {}
+        labels = stored_labels
+        if labels is None:
+            labels = self.make_online_labels(outputs.best_logits, image_labels)
+        loss = self.pseudo_label_loss(outputs.best_logits, labels, self.align_corners)
+        return {self.pseudo_label_loss.loss_name: self.pseudo_label_scale * loss}
+
+    def make_online_labels(self, cam_logits: Tensor, image_labels: Tensor) -> Tensor:
+        """Label every pixel by the rule of inference (Eq. 12), and leave out the ignore band.
+
+        Args:
+            cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            Labels 0..K or 255, without gradient, int64, shape (N, h, w).
+        """
+        cams = NORMALIZATIONS[self.normalization](cam_logits.detach(), image_labels)
+        return make_pseudo_labels(cams, self.bg_thr, self.bg_alpha, self.fg_thr)
 
     def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
         """Compute everything of which the losses are made.
@@ -301,6 +365,30 @@ class CAMHead(BaseModule):
                 'and end its pipeline with PackWSSSInputs'
             )
         return image_labels
+
+    def require_stored_labels(self, data_samples: list[SegDataSample]) -> Tensor | None:
+        """Collect the stored pseudo labels where training needs them.
+
+        Args:
+            data_samples: Samples with ``gt_sem_seg``, 0..K or 255, shape (1, H, W).
+
+        Returns:
+            Labels, int64, shape (N, H, W); None where there is no loss against pseudo labels, or
+            the head makes them: then no mask is looked at.
+
+        Raises:
+            ValueError: If a sample has none.
+        """
+        if self.pseudo_label_loss is None or self.pseudo_label_target == 'online':
+            return None
+        for sample in data_samples:
+            if 'gt_sem_seg' not in sample:
+                raise ValueError(
+                    f'{sample.get("img_path", "an image")} has no gt_sem_seg, but the head learns '
+                    'from stored pseudo labels: put dict(type="LoadStoredLabels") after the image '
+                    'loader of the training pipeline, or give PseudoLabelHook target="online"'
+                )
+        return torch.cat([sample.gt_sem_seg.data for sample in data_samples]).long()
 
     def stack_image_labels(self, img_metas: list[dict]) -> Tensor | None:
         """Collect the image-level labels of a batch.

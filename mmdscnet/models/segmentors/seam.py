@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
 from torch import Tensor
 
 from mmdscnet.functional.cam import stretch_cams
@@ -37,6 +38,10 @@ class SEAM(EncoderDecoder):
 
     With a ``DSCHead`` each view is a batch of its own: it has its own graph, and the class memory
     moves once a view.
+
+    The head's loss against pseudo labels, where it has one, is that of the first view alone: stored
+    labels are those of the image, and online ones are made of the head's CAMs, before the pixel
+    correlation.
 
     The cross regularisation and the minimum pooling train the pixel correlation alone; backbone
     and head learn from the classification, the contrasts and the equivariance.
@@ -91,15 +96,22 @@ class SEAM(EncoderDecoder):
 
         Args:
             inputs: Normalised images, shape (N, 3, H, W).
-            data_samples: Samples with ``gt_image_label``, (K,) values in {0, 1}.
+            data_samples: Samples with ``gt_image_label``, (K,) values in {0, 1}, and
+                ``gt_sem_seg`` where stored pseudo labels are the target.
 
         Returns:
-            The losses of the head, averaged over the views, and those of SEAM, scalars.
+            The losses of the head, averaged over the views (but that against pseudo labels, of the
+            first), and those of SEAM, scalars.
         """
         image_labels = self.decode_head.require_image_labels(data_samples)
+        stored_labels = self.decode_head.require_stored_labels(data_samples)
         small_inputs = shrink(inputs, self.view_scale)
         views = [self.see(view, image_labels) for view in (inputs, small_inputs)]
         losses = average_losses([head_losses(view, image_labels) for view in views])
+        pixelwise = self.decode_head.pseudo_label_losses(
+            views[0].outputs, image_labels, stored_labels
+        )
+        losses |= add_prefix(pixelwise, 'decode')
         size = image_size(small_inputs)
         cams = [self.compare_at(view.outputs.best_logits, image_labels, size) for view in views]
         with_background = F.pad(image_labels, (1, 0), value=1)

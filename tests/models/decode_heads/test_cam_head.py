@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from mmengine.runner import load_checkpoint, save_checkpoint
 from mmseg.registry import MODELS
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mmdscnet.functional.cam import normalize_cams, stretch_cams
+from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
 from mmdscnet.models.decode_heads.cam_head import (
     HeadOutputs,
     classification_loss,
@@ -14,6 +17,7 @@ from mmdscnet.models.decode_heads.cam_head import (
 )
 
 LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
+PSEUDO = dict(pseudo_label=dict(type='PseudoLabelLoss'))
 
 
 @pytest.fixture
@@ -398,3 +402,206 @@ def test_normalisation_is_by_the_peak_alone_by_default(build_head):
 def test_unknown_normalisation_is_refused():
     with pytest.raises(ValueError, match=r"normalization='softmax' is none of .*'max', 'min_max'"):
         MODELS.build(dict(type='CAMHead', in_channels=6, num_classes=4, normalization='softmax'))
+
+
+# ------------------------------------------------------------------------ training by pseudo labels
+
+
+@pytest.fixture
+def make_stored(make_samples):
+    """Pack image-level labels with label maps, (N, H, W), as a data set with a store does."""
+
+    def make(label_maps):
+        samples = make_samples(LABELS, size=tuple(label_maps.shape[1:]))
+        for sample, label_map in zip(samples, label_maps, strict=True):
+            sample.gt_sem_seg.data = label_map[None]
+        return samples
+
+    return make
+
+
+def test_without_the_option_nothing_changes(build_head, feats, make_samples):
+    torch.manual_seed(1)
+    plain = build_head('m0', dropout_ratio=0.5)
+    expected, drawn = plain.loss(feats, make_samples(LABELS), None), torch.rand(1)
+    torch.manual_seed(1)
+    other = build_head('m0', dropout_ratio=0.5, **PSEUDO)
+    losses = other.loss(feats, make_samples(LABELS), None)
+    assert torch.equal(torch.rand(1), drawn)
+    assert other.state_dict().keys() == plain.state_dict().keys()
+    assert set(expected) == {'loss_cls'}
+    assert set(losses) == {'loss_cls', 'loss_pseudo'}
+    assert losses['loss_cls'] == expected['loss_cls']
+
+
+@pytest.mark.usefixtures('set_weight')
+def test_online_labels_by_hand(build_head):
+    head = build_head('m0', bg_thr=0.3, fg_thr=0.7, **PSEUDO)
+    evidence = torch.tensor([-1.0, 0.5, 1.0, 2.0]).view(1, 1, 1, 4).repeat(1, 3, 1, 1)
+    evidence[:, 1] *= 4
+    # The second class is absent: its evidence is of no matter.
+    labels = head.make_online_labels(evidence, torch.tensor([[0.0, 0.0, 1.0]]))
+    assert labels.tolist() == [[[0, 0, 255, 3]]]
+
+
+@pytest.mark.parametrize(
+    ('normalization', 'normalize'), [('max', normalize_cams), ('min_max', stretch_cams)]
+)
+@pytest.mark.parametrize(
+    'rule', [dict(), dict(fg_thr=0.6), dict(bg_alpha=2.0, fg_thr=0.1)], ids=str
+)
+def test_online_loss_is_that_against_the_heads_own_labels(
+    build_head, feats, make_samples, normalization, normalize, rule
+):
+    head = build_head('m0', normalization=normalization, **rule, **PSEUDO)
+    evidence = head.forward(feats)
+    rule = dict(bg_thr=head.bg_thr) | rule
+    labels = make_pseudo_labels(normalize(evidence, LABELS), **rule)
+    assert (labels == 255).any() == ('fg_thr' in rule and 'bg_alpha' not in rule)
+    loss = head.loss(feats, make_samples(LABELS), None)['loss_pseudo']
+    torch.testing.assert_close(loss, pixel_cross_entropy(evidence, labels))
+
+
+def test_online_labels_agree_with_those_of_inference(build_head, feats, make_samples):
+    for normalization in ('max', 'min_max'):
+        head = build_head('m0', normalization=normalization, **PSEUDO).eval()
+        labels = head.make_online_labels(head.forward(feats), LABELS)
+        # At the size of the maps nothing is resized.
+        scores = head.predict(feats, metas_of(make_samples(LABELS, size=(5, 5))), None)
+        assert torch.equal(labels, scores.argmax(dim=1))
+
+
+def test_online_labels_carry_no_gradient(build_head, feats):
+    head = build_head('m0', **PSEUDO)
+    evidence = head.forward(feats).detach().requires_grad_()
+    outputs = HeadOutputs(evidence, None, {})
+    (gradient,) = torch.autograd.grad(
+        head.pseudo_label_losses(outputs, LABELS, None)['loss_pseudo'], evidence
+    )
+    labels = head.make_online_labels(evidence, LABELS)
+    (expected,) = torch.autograd.grad(pixel_cross_entropy(evidence, labels), evidence)
+    assert torch.equal(gradient, expected)
+
+
+def test_online_target_never_looks_at_a_mask(build_head, feats, make_samples, make_stored):
+    head = build_head('m0', **PSEUDO).eval()
+    without = make_samples(LABELS)
+    for sample in without:
+        del sample.gt_sem_seg
+    expected = head.loss(feats, without, None)
+    for label_maps in (torch.full((4, 48, 48), 255), torch.randint(0, 4, (4, 48, 48))):
+        assert head.loss(feats, make_stored(label_maps), None) == expected
+    assert expected['loss_pseudo'] > 0
+
+
+@pytest.mark.parametrize('align_corners', [True, False])
+def test_stored_loss_is_that_against_the_mask(build_head, feats, make_stored, align_corners):
+    head = build_head('m0', align_corners=align_corners, **PSEUDO).eval()
+    head.pseudo_label_target = 'stored'
+    label_maps = torch.randint(0, 4, (4, 20, 24), dtype=torch.uint8)
+    label_maps[:, :3] = 255
+    loss = head.loss(feats, make_stored(label_maps), None)['loss_pseudo']
+    maps = resize_maps(head.forward(feats), (20, 24), align_corners)
+    torch.testing.assert_close(loss, pixel_cross_entropy(maps, label_maps.long()))
+
+
+def test_stored_labels_that_are_all_void_are_a_finite_zero(build_head, feats, make_stored):
+    head = build_head('m0', **PSEUDO)
+    head.pseudo_label_target = 'stored'
+    losses = head.loss(feats, make_stored(torch.full((4, 20, 24), 255)), None)
+    assert losses['loss_pseudo'] == 0
+    losses['loss_pseudo'].backward()
+    assert head.classifier.weight.grad.count_nonzero() == 0
+
+
+def test_missing_stored_labels_error_names_image_and_mend(build_head, feats, make_samples):
+    head, samples = build_head('m0', **PSEUDO), make_samples(LABELS)
+    head.pseudo_label_target = 'stored'
+    del samples[2].gt_sem_seg
+    with pytest.raises(ValueError, match=r'2\.jpg has no gt_sem_seg.*LoadStoredLabels'):
+        head.loss(feats, samples, None)
+
+
+def test_stored_target_without_the_loss_needs_no_mask(head, feats, make_samples):
+    samples = make_samples(LABELS)
+    head.pseudo_label_target = 'stored'
+    for sample in samples:
+        del sample.gt_sem_seg
+    assert set(head.loss(feats, samples, None)) == {'loss_cls'}
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+def test_scale_and_weight_multiply_the_loss(build_head, feats, make_stored, target):
+    samples = make_stored(torch.randint(0, 4, (4, 20, 24)))
+    heads = [
+        build_head('m0', pseudo_label=dict(type='PseudoLabelLoss', loss_weight=weight))
+        for weight in (1.0, 3.0)
+    ]
+    heads[1].load_state_dict(heads[0].state_dict())
+    for head in heads:
+        head.pseudo_label_target = target
+    heads[1].pseudo_label_scale = 0.5
+    expected, loss = (head.loss(feats, samples, None)['loss_pseudo'] for head in heads)
+    torch.testing.assert_close(loss, 1.5 * expected)
+    heads[0].pseudo_label_scale = 0.0
+    off = heads[0].loss(feats, samples, None)['loss_pseudo']
+    assert off == 0
+    off.backward()
+    assert heads[0].classifier.weight.grad.count_nonzero() == 0
+
+
+def test_key_in_the_log_is_that_of_the_loss(build_head, feats, make_samples):
+    config = dict(type='PseudoLabelLoss', loss_name='loss_pixels')
+    losses = build_head('m0', pseudo_label=config).loss(feats, make_samples(LABELS), None)
+    assert set(losses) == {'loss_cls', 'loss_pixels'}
+
+
+def test_segmentor_trains_by_the_loss(build_segmentor, make_stored):
+    head = dict(type='CAMHead', in_channels=32, num_classes=4, **PSEUDO)
+    segmentor = build_segmentor('m0', decode_head=head)
+    segmentor.decode_head.pseudo_label_target = 'stored'
+    samples = make_stored(torch.randint(0, 4, (4, 32, 32)))
+    losses = segmentor.loss(torch.randn(4, 3, 32, 32), samples)
+    assert set(losses) == {'decode.loss_cls', 'decode.loss_pseudo'}
+    losses['decode.loss_pseudo'].backward()
+    assert segmentor.backbone.conv1.weight.grad.count_nonzero() > 0
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+def test_images_without_any_class_are_finite(build_head, make_samples, target):
+    head, samples = build_head('m0', **PSEUDO), make_samples(torch.zeros(4, 3))
+    head.pseudo_label_target = target
+    feats = torch.randn(4, 6, 1, 1, requires_grad=True)
+    sum(head.loss([feats], samples, None).values()).backward()
+    assert feats.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+def test_a_step_by_pseudo_labels_reads_no_value_back(build_head, make_samples, target):
+    """Tensors without values refuse to be read, for which a GPU would have to be waited for."""
+    head, samples = build_head('m0', fg_thr=0.6, **PSEUDO), make_samples(LABELS)
+    head.pseudo_label_target = target
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        feats = torch.randn(4, 6, 5, 5)
+        sum(head.loss([feats], samples, None).values()).backward()
+        with pytest.raises(DataDependentOutputException):
+            feats.sum().item()
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+def test_bfloat16_loss_by_pseudo_labels_is_float32(build_head, feats, make_stored, target):
+    head = build_head('m0', **PSEUDO).eval()
+    head.pseudo_label_target = target
+    samples = make_stored(torch.randint(0, 4, (4, 20, 24)))
+    expected = head.loss(feats, samples, None)['loss_pseudo']
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = head.loss(feats, samples, None)['loss_pseudo']
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_empty_ignore_band_is_refused():
+    config = dict(type='CAMHead', in_channels=6, num_classes=4, bg_thr=0.3)
+    with pytest.raises(ValueError, match=r'fg_thr=0\.2 lies below bg_thr=0\.3'):
+        MODELS.build(dict(config, fg_thr=0.2))
+    assert MODELS.build(dict(config, fg_thr=0.2, bg_alpha=2.0)).fg_thr == 0.2

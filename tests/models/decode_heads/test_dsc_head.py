@@ -14,13 +14,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import mmdscnet  # noqa: F401  (the ranks at the end of this file run without conftest.py)
-from mmdscnet.models.decode_heads.cam_head import classification_losses
+from mmdscnet.functional.cam import normalize_cams
+from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
+from mmdscnet.models.decode_heads.cam_head import classification_losses, resize_maps
 from mmdscnet.models.decode_heads.dsc_head import ImageContext
 
 CONTRASTS = dict(m1={'loss_pgcl'}, m2={'loss_sgcl'}, m3={'loss_pgcl', 'loss_sgcl'})
 CONTRASTS['m4'] = CONTRASTS['m3']
 ABLATIONS = sorted(CONTRASTS)
 LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
+PSEUDO = dict(pseudo_label=dict(type='PseudoLabelLoss'))
 
 
 @pytest.fixture
@@ -212,6 +215,104 @@ def test_describing_a_batch_remembers_it(build_head, feats):
     head = build_head('m4')
     head.describe_batch(feats, LABELS * torch.tensor([1.0, 0.0, 1.0]))
     assert head.memory_valid.tolist() == [True, True, False, True]
+
+
+# ------------------------------------------------------------------------ training by pseudo labels
+
+
+@pytest.fixture
+def make_stored(make_samples):
+    """Pack the image-level labels with random label maps, as a data set with a store does."""
+
+    def make():
+        samples = make_samples(LABELS, size=(20, 24))
+        for sample in samples:
+            sample.gt_sem_seg.data = torch.randint(0, 4, (1, 20, 24))
+        return samples
+
+    return make
+
+
+def build_trained(build_head, ablation, **kwargs):
+    """Build a head whose two streams differ, as those of a trained one do."""
+    head = build_head(ablation, **kwargs)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return head
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_without_pseudo_labels_nothing_changes(build_head, feats, make_samples, ablation):
+    def train(**kwargs):
+        torch.manual_seed(1)
+        head = build_head(ablation, dropout_ratio=0.5, **kwargs)
+        losses = [head.loss(feats, make_samples(LABELS), None) for _ in range(2)][1]
+        return losses, head.state_dict(), torch.rand(1)
+
+    expected, state, drawn = train()
+    losses, other_state, other_drawn = train(**PSEUDO)
+    assert losses.keys() - expected.keys() == {'loss_pseudo'}
+    assert {name: losses[name] for name in expected} == expected
+    torch.testing.assert_close(dict(other_state), dict(state), rtol=0, atol=0)
+    assert other_drawn == drawn
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_best_evidence_learns_from_pseudo_labels(build_head, feats, make_stored, ablation, target):
+    head = build_trained(build_head, ablation, **PSEUDO)
+    head.pseudo_label_target = target
+    samples = make_stored()
+    loss = head.loss(feats, samples, None)['loss_pseudo']
+    head.memory_valid.fill_(False)
+    head.memory.zero_()
+    maps = head.describe_batch(feats, LABELS).best_logits
+    if target == 'online':
+        labels = make_pseudo_labels(normalize_cams(maps, LABELS), head.bg_thr)
+    else:
+        labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+    maps = resize_maps(maps, labels.shape[1:], align_corners=False)
+    torch.testing.assert_close(loss, pixel_cross_entropy(maps, labels))
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+def test_pseudo_labels_train_the_refined_classifier(build_head, feats, make_stored, target):
+    head = build_trained(build_head, 'm4', **PSEUDO)
+    head.pseudo_label_target = target
+    head.loss(feats, make_stored(), None)['loss_pseudo'].backward()
+    for name in ('refined_classifier', 'enriched_classifier', 'projection', 'message'):
+        assert getattr(head, name).weight.grad.count_nonzero() > 0, name
+
+
+def test_pseudo_labels_train_the_plain_classifier_where_nothing_refines(
+    build_head, feats, make_stored
+):
+    head = build_trained(build_head, 'm3', **PSEUDO)
+    head.loss(feats, make_stored(), None)['loss_pseudo'].backward()
+    trained = {name for name, value in head.named_parameters() if value.grad is not None}
+    assert trained == {'classifier.weight'}
+
+
+def test_online_pseudo_labels_never_look_at_a_mask(build_head, feats, make_samples, make_stored):
+    head = build_trained(build_head, 'm4', **PSEUDO)
+    other = build_head('m4', **PSEUDO)
+    other.load_state_dict(head.state_dict())
+    without = make_samples(LABELS)
+    for sample in without:
+        del sample.gt_sem_seg
+    assert head.loss(feats, make_stored(), None) == other.loss(feats, without, None)
+
+
+def test_scales_of_contrasts_and_pseudo_labels_are_independent(build_head, feats, make_stored):
+    head = build_head('m4', **PSEUDO)
+    head.contrast_scale = 0.0
+    losses = head.loss(feats, make_stored(), None)
+    assert losses['loss_pgcl'] == losses['loss_sgcl'] == 0 < losses['loss_pseudo']
+    head.contrast_scale, head.pseudo_label_scale = 1.0, 0.0
+    losses = head.loss(feats, make_stored(), None)
+    assert losses['loss_pseudo'] == 0 < losses['loss_pgcl']
+    sum_of(losses).backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
 
 
 # ------------------------------------------------------------------- the start, and the checkpoints

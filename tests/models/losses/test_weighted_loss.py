@@ -7,7 +7,9 @@ from mmdscnet.models.losses.weighted_loss import WeightedLoss
 SEAM_LOSSES = dict(
     EquivarianceLoss='loss_er', EquivariantCrossLoss='loss_ecr', MinPoolingLoss='loss_min_pooling'
 )
-ALL_LOSSES = dict(SEAM_LOSSES, PGCLLoss='loss_pgcl', SGCLLoss='loss_sgcl')
+ALL_LOSSES = dict(
+    SEAM_LOSSES, PGCLLoss='loss_pgcl', SGCLLoss='loss_sgcl', PseudoLabelLoss='loss_pseudo'
+)
 
 
 def test_settings_are_kept():

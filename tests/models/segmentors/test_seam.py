@@ -11,8 +11,12 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from mmdscnet.functional.cam import stretch_cams
+from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
+
 LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 1]])
 SIZE = (64, 80)
+PSEUDO = dict(pseudo_label=dict(type='PseudoLabelLoss'))
 SEAM_TERMS = {'loss_er', 'loss_ecr', 'loss_min_pooling'}
 ABLATIONS = ['m0', 'm1', 'm2', 'm3', 'm4']
 HEAD_TERMS = dict(
@@ -383,6 +387,73 @@ def test_a_freshly_initialised_m4_refines_nothing_yet(build_seam, make_samples, 
     expected = transcribe_step(seam, images, LABELS)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-6)
+
+
+# ------------------------------------------------------------------------ training by pseudo labels
+
+
+@pytest.fixture
+def make_stored(make_samples):
+    """Pack the image-level labels with random label maps, as a data set with a store does."""
+
+    def make():
+        samples = make_samples(LABELS, size=SIZE)
+        for sample in samples:
+            sample.gt_sem_seg.data = torch.randint(0, 4, (1, *SIZE))
+        return samples
+
+    return make
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+@pytest.mark.parametrize('ablation', ['m0', 'm3', 'm4'])
+def test_pseudo_labels_train_the_maps_of_the_first_view(
+    build_trained, make_stored, images, ablation, target
+):
+    seam, samples = build_trained(ablation, **PSEUDO), make_stored()
+    seam.decode_head.pseudo_label_target = target
+    head = copy.deepcopy(seam.decode_head)
+    losses = seam.loss(images, samples)
+    outputs = head.describe_batch(seam.backbone(images), LABELS)
+    maps = grow(outputs.best_logits, SIZE)
+    labels = torch.cat([sample.gt_sem_seg.data for sample in samples])
+    if target == 'online':
+        labels = make_pseudo_labels(stretch_cams(maps, LABELS), head.bg_thr)
+    torch.testing.assert_close(losses['decode.loss_pseudo'], pixel_cross_entropy(maps, labels))
+
+
+def test_without_pseudo_labels_nothing_changes(build_trained, make_stored, images):
+    plain, other = build_trained('m4'), build_trained('m4', **PSEUDO)
+    other.load_state_dict(plain.state_dict())
+    expected, losses = (seam.loss(images, make_stored()) for seam in (plain, other))
+    assert losses.keys() - expected.keys() == {'decode.loss_pseudo'}
+    assert {name: losses[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize('target', ['online', 'stored'])
+def test_pseudo_labels_train_backbone_and_refined_classifier(
+    build_trained, make_stored, images, target
+):
+    seam = build_trained('m4', **PSEUDO)
+    seam.decode_head.pseudo_label_target = target
+    trained = trained_by(seam.loss(images, make_stored())['decode.loss_pseudo'], seam)
+    assert learnable(seam, 'backbone', 'decode_head.refined', 'decode_head.enriched') <= trained
+    assert not learnable(seam, 'pcm', 'decode_head.classifier') & trained
+
+
+def test_online_pseudo_labels_never_look_at_a_mask(build_trained, make_stored, images):
+    seam, without = build_trained('m0', **PSEUDO), make_stored()
+    for sample in without:
+        del sample.gt_sem_seg
+    assert seam.loss(images, make_stored()) == seam.loss(images, without)
+
+
+def test_missing_stored_labels_error_names_image_and_mend(build_seam, make_stored, images):
+    seam, samples = build_seam('m0', **PSEUDO), make_stored()
+    seam.decode_head.pseudo_label_target = 'stored'
+    del samples[1].gt_sem_seg
+    with pytest.raises(ValueError, match=r'1\.jpg has no gt_sem_seg.*LoadStoredLabels'):
+        seam.loss(images, samples)
 
 
 # ------------------------------------------------------- training: degenerate, precision, no syncs
