@@ -22,6 +22,7 @@ from mmdscnet.datasets.image_labels import (
     read_label_classes,
     to_multi_hot,
 )
+from mmdscnet.pseudo_labels.store import MANIFEST_FILE, read_version
 
 MEND_EXPORT = (
     'Run the export that writes them; if it was interrupted, run it again, it goes on where it '
@@ -80,7 +81,8 @@ class VOCLayoutDataset(BaseSegDataset):
         allow_extra_labels: Whether the label source may name images that are not in the folder.
         check_files: Whether to check the image and mask files; they must then be local.
         pseudo_label_folder: Folder of label maps, seen from the current folder as the tools write
-            them, that stand in for the masks; every image must have one.
+            them, that stand in for the masks; every image must have one. Where it is a version of
+            a store, its classes must be those of the data set and its files those of its manifest.
         cam_folder: Folder of exported CAMs, seen from the current folder, whose files become
             ``cam_path`` of the data infos; every image must have one.
         **kwargs: Arguments of ``BaseSegDataset``.
@@ -266,6 +268,10 @@ class VOCLayoutDataset(BaseSegDataset):
         )
 
     def _check_files(self, data_list: list[dict[str, Any]]) -> None:
+        if self.need_masks and Path(self.data_prefix['seg_map_path'], MANIFEST_FILE).is_file():
+            version = read_version(self.data_prefix['seg_map_path'])
+            version.check_classes(self._source_classes())
+            version.verify()
         with_masks = self.need_masks or (self.test_mode and 'seg_map_path' in self.data_prefix)
         if with_masks:
             self._check_present(data_list, 'seg_map_path')

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from mmdscnet.functional.pixel_affinity import combine_affinity_labels
-from mmdscnet.pseudo_labels import dense_crf
 from mmdscnet.pseudo_labels.cam_file import CAMs
 from mmdscnet.pseudo_labels.dense_crf import DenseCRF
+from mmdscnet.pseudo_labels.labeler import PseudoLabeler
 
 
 def label_for_affinity(
@@ -31,20 +31,8 @@ def label_for_affinity(
     Raises:
         ValueError: If the CAMs have another size than the image.
     """
-    if cams.cams.shape[1:] != image.shape[:2]:
-        raise ValueError(
-            f'the CAMs have the size {cams.cams.shape[1:]} and the image {image.shape[:2]} '
-            '(height, width): export the CAMs of these very images'
-        )
-    bold, timid = (torch.from_numpy(_label(image, cams, alpha, settings)) for alpha in alphas)
+    bold, timid = (
+        torch.from_numpy(PseudoLabeler(bg_alpha=alpha, crf=settings).label(cams, image))
+        for alpha in alphas
+    )
     return combine_affinity_labels(bold, timid).numpy()
-
-
-def _label(image: np.ndarray, cams: CAMs, alpha: float, settings: DenseCRF) -> np.ndarray:
-    class_ids = np.concatenate([[0], cams.class_ids]).astype(np.uint8)
-    foreground = cams.cams.astype(np.float32)
-    background = (1 - foreground.max(axis=0, initial=0)) ** alpha
-    scores = np.concatenate([background[None], foreground])
-    # Every labelled class takes part, also one that wins nowhere before the CRF.
-    everything = np.ones(len(scores), dtype=bool)
-    return class_ids[dense_crf.label(image, scores, settings, everything)]

@@ -14,7 +14,8 @@ class CAMs(NamedTuple):
     """The CAMs of the k classes that an image has.
 
     Attributes:
-        cams: CAMs in [0, 1], float16, shape (k, H, W); k is 0 for an image with no class.
+        cams: CAMs in [0, 1], float32 as computed and float16 as read from a file, shape (k, H, W);
+            k is 0 for an image with no class.
         class_ids: Their class ids, background being 0 and not among them, uint8, shape (k,).
     """
 

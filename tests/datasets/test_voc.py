@@ -11,6 +11,7 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmdscnet.datasets import VOC2012Dataset, VOCLayoutDataset, voc_palette
+from mmdscnet.pseudo_labels import PseudoLabelStore
 
 CLASSES = ('background', 'cat', 'dog')
 
@@ -326,3 +327,42 @@ def test_list_of_pairs_of_files_is_refused(voc_folder):
     (voc_folder / 'ImageSets/train.txt').write_text('/JPEGImages/a_1.jpg /Labels/a_1.png\n')
     with pytest.raises(ValueError, match='which is no image id'):
         _build(voc_folder)
+
+
+class TestStoreOfPseudoLabels:
+    CLASSES = ('background', 'cat', 'dog')
+
+    @pytest.fixture
+    def build(self, make_voc_folder, tmp_path):
+        images = {'a': ((8, 10), ['cat']), 'b': ((8, 10), ['dog'])}
+        root = make_voc_folder(tmp_path / 'data', images, ['cat', 'dog'])
+
+        def build(classes=self.CLASSES):
+            return VOCLayoutDataset(
+                data_root=str(root),
+                ann_file='ImageSets/Segmentation/val.txt',
+                metainfo=dict(classes=classes),
+                pseudo_label_folder=str(tmp_path / 'store' / 'current'),
+            )
+
+        return build
+
+    @pytest.fixture
+    def version(self, tmp_path):
+        draft = PseudoLabelStore(tmp_path / 'store').begin({}, self.CLASSES, voc_palette(3))
+        for image_id in 'ab':
+            draft.write(image_id, np.ones((8, 10), dtype=np.uint8))
+        return draft.publish('ab')
+
+    def test_current_version_stands_in_for_the_masks(self, build, version):
+        assert build().get_data_info(0)['seg_map_path'].endswith('store/current/a.png')
+
+    def test_store_of_other_classes_is_refused(self, build, version):
+        with pytest.raises(ValueError, match=r"was written for .*'dog'.* is used for .*'cow'"):
+            build(('background', 'cat', 'cow'))
+
+    def test_changed_label_map_is_refused(self, build, version):
+        content = (version.folder / 'a.png').read_bytes()
+        (version.folder / 'b.png').write_bytes(content + b' ')
+        with pytest.raises(ValueError, match=r'not those of its manifest, the first is b\.png'):
+            build()
