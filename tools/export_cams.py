@@ -9,16 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, DictAction
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import build_split, describe_export, drop_masks, export_cams, load_model
-from mmdscnet.launch import join_ranks, read_run_config
-
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+from mmdscnet.inference import Throughput
+from mmdscnet.inference.cam_stream import PRECISIONS
+from mmdscnet.launch import join_ranks, leave_together, read_run_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,11 +74,10 @@ def main() -> None:
         dataset,
         args.out,
         settings,
-        args.batch_size,
-        args.num_workers,
-        PRECISIONS[args.precision],
+        Throughput(args.batch_size, args.num_workers, args.precision),
     )
     print(f'\n{written} CAM files written, {len(dataset)} images in {args.out}')
+    leave_together()
 
 
 if __name__ == '__main__':

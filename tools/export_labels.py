@@ -21,12 +21,17 @@ from mmdscnet.apis import (
     describe_export,
     drop_masks,
     export_labels,
-    image_ids,
     load_model,
 )
 from mmdscnet.datasets import VOCLayoutDataset
 from mmdscnet.evaluation import judge_label_folder
-from mmdscnet.launch import enable_test_time_augmentation, join_ranks, read_run_config
+from mmdscnet.inference import list_image_ids
+from mmdscnet.launch import (
+    enable_test_time_augmentation,
+    join_ranks,
+    leave_together,
+    read_run_config,
+)
 from mmdscnet.pseudo_labels import SETTINGS_FILE, hash_file, read_dense_crf, write_voc_archive
 from mmdscnet.pseudo_labels.voc_archive import NUM_CLASSES
 
@@ -99,6 +104,7 @@ def main() -> None:
     if get_rank() == 0:
         print(f'\n{written} label maps written by this process, {len(dataset)} in {args.out}')
         finish(args, dataset)
+    leave_together()
 
 
 def identify_cams(folder: str) -> str:
@@ -128,7 +134,7 @@ def finish(args: argparse.Namespace, dataset: VOCLayoutDataset) -> None:
         args: The command line.
         dataset: The images.
     """
-    ids = image_ids(dataset)
+    ids = list_image_ids(dataset)
     truth = dataset.data_prefix.get('seg_map_path')
     if truth:
         scores = judge_label_folder(args.out, truth, ids, dataset.metainfo['classes'])

@@ -26,10 +26,11 @@ TOOLS = Path(__file__).resolve().parent
 sys.path.append(str(TOOLS.parent))
 
 import mmdscnet  # noqa: F401
-from mmdscnet.apis import build_split, image_ids
+from mmdscnet.apis import build_split
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.datasets import VOCLayoutDataset
 from mmdscnet.evaluation import judge_label_folder, sweep_cam_folder
+from mmdscnet.inference import list_image_ids
 from mmdscnet.launch import read_run_config
 from mmdscnet.pseudo_labels import ExportFolder, require_dense_crf
 
@@ -237,11 +238,11 @@ class Pipeline:
         Yields:
             A row a stage.
         """
-        ids = {name: image_ids(dataset) for name, dataset in self.datasets.items()}
+        ids = {name: list_image_ids(dataset) for name, dataset in self.datasets.items()}
         truth = self.datasets['train'].data_prefix['seg_map_path']
         classes = self.datasets['train'].metainfo['classes']
         curves = {
-            name: sweep_cam_folder(self.folder / 'cams', truth, ids[name], len(classes))
+            name: sweep_cam_folder(self.folder / 'cams', truth, ids[name], len(classes)).mean_iou
             for name in ids
         }
         best = int(curves['train'].argmax())

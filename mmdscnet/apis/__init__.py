@@ -2,7 +2,8 @@
 
 from mmdscnet.apis.affinity_labels import make_affinity_labels
 from mmdscnet.apis.cam_export import export_cams
-from mmdscnet.apis.export_start import describe_export, image_ids, start_export
+from mmdscnet.apis.export_start import describe_export, start_export
+from mmdscnet.apis.inferencer import InferenceResult, PseudoLabelInferencer
 from mmdscnet.apis.judgement import Judgement, judge, train_and_judge
 from mmdscnet.apis.label_export import export_labels
 from mmdscnet.apis.model_loading import (
@@ -12,13 +13,14 @@ from mmdscnet.apis.model_loading import (
 )
 
 __all__ = [
+    'InferenceResult',
     'Judgement',
+    'PseudoLabelInferencer',
     'build_split',
     'describe_export',
     'drop_masks',
     'export_cams',
     'export_labels',
-    'image_ids',
     'judge',
     'load_model',
     'make_affinity_labels',

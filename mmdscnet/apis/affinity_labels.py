@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from mmengine.utils import ProgressBar
-from PIL import Image, ImageOps
 
+from mmdscnet.datasets.read_rgb import read_rgb
 from mmdscnet.parallel import map_over_images
 from mmdscnet.pseudo_labels import (
     SETTINGS_FILE,
@@ -103,24 +102,3 @@ def _write_label(
     cams = read_cams(cam_folder / f'{image_id}.npz')
     image = read_rgb(image_folder / f'{image_id}.jpg')
     write_palette_png(export.path(image_id), label_for_affinity(image, cams, alphas, crf), palette)
-
-
-def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image as it is shown, that is after its EXIF rotation.
-
-    Args:
-        path: The image file.
-
-    Returns:
-        RGB in 0..255, uint8, shape (H, W, 3).
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f'image {path} is missing: give the folder of the images whose CAMs were exported'
-        ) from error

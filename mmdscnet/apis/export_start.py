@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.dist import barrier, get_rank
 from mmseg.datasets import BaseSegDataset
 
+from mmdscnet.inference import list_image_ids
 from mmdscnet.pseudo_labels import ExportFolder, hash_file
 
 
@@ -32,7 +33,7 @@ def start_export(
     Raises:
         ValueError: If the folder holds an export with other settings, or two images have one name.
     """
-    ids = image_ids(dataset)
+    ids = list_image_ids(dataset)
     if get_rank() == 0:
         ExportFolder(folder, suffix, settings)
     barrier()
@@ -41,31 +42,6 @@ def start_export(
     # No rank may write before all have looked.
     barrier()
     return export, [index for index, image_id in enumerate(ids) if image_id in missing]
-
-
-def image_ids(dataset: BaseSegDataset) -> list[str]:
-    """List the images of a data set.
-
-    Args:
-        dataset: The images.
-
-    Returns:
-        File names without suffix, in the order of the data set.
-
-    Raises:
-        ValueError: If two images have one name, so that their files would be the same.
-    """
-    paths = [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
-    first: dict[str, str] = {}
-    for path in paths:
-        image_id = Path(path).stem
-        if image_id in first:
-            raise ValueError(
-                f'images {first[image_id]} and {path} would both be {image_id!r} in an export: '
-                'list every image once, under a name of its own'
-            )
-        first[image_id] = path
-    return list(first)
 
 
 def describe_export(

@@ -19,13 +19,13 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from mmdscnet.apis.affinity_labels import read_rgb
 from mmdscnet.apis.export_start import start_export
+from mmdscnet.datasets.read_rgb import read_rgb
 from mmdscnet.parallel import map_over_images
 from mmdscnet.pseudo_labels import (
     DenseCRF,
     ExportFolder,
-    dense_crf,
+    PseudoLabeler,
     require_dense_crf,
     write_palette_png,
 )
@@ -142,8 +142,8 @@ def _write_prediction(
 ) -> None:
     label_map = prediction.label_map
     if crf is not None:
-        everything = np.ones(len(prediction.class_ids), dtype=bool)
+        # The background is the first of the classes, and scored like the others.
+        foreground = prediction.class_ids[1:]
         image = read_rgb(prediction.image_path)
-        winners = dense_crf.label(image, prediction.scores, crf, everything)
-        label_map = prediction.class_ids[winners].astype(np.uint8)
+        label_map = PseudoLabeler(crf=crf).label_scores(prediction.scores, foreground, image)
     write_palette_png(export.path(prediction.image_id), label_map, palette)

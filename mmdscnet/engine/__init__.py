@@ -2,5 +2,6 @@
 
 from mmdscnet.engine.contrast_warmup_hook import ContrastWarmupHook
 from mmdscnet.engine.progress_hook import ProgressHook
+from mmdscnet.engine.pseudo_label_hook import PseudoLabelHook
 
-__all__ = ['ContrastWarmupHook', 'ProgressHook']
+__all__ = ['ContrastWarmupHook', 'ProgressHook', 'PseudoLabelHook']

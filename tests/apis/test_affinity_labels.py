@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from mmdscnet.apis import make_affinity_labels
-from mmdscnet.apis.affinity_labels import read_rgb
 from mmdscnet.datasets import voc_palette
+from mmdscnet.datasets.read_rgb import read_rgb
 from mmdscnet.pseudo_labels import (
     DenseCRF,
     ExportFolder,
@@ -183,22 +183,3 @@ def test_labels_of_other_cams_are_not_mixed(make, cams):
     (cams / 'export.json').write_text('{"kind": "new"}')
     with pytest.raises(ValueError, match=r'other settings \(cams: '):
         make()
-
-
-def test_image_is_read_as_it_is_shown(tmp_path):
-    pixels = np.zeros((16, 24, 3), np.uint8)
-    pixels[:8] = [255, 0, 0]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / 'a.jpg', exif=exif, quality=100)
-    image = read_rgb(tmp_path / 'a.jpg')
-    assert image.shape == (24, 16, 3)
-    assert image.dtype == np.uint8
-    # The top is on the right, in the order red, green, blue.
-    assert image[12, 12].tolist() == pytest.approx([255, 0, 0], abs=4)
-    assert image[12, 4].tolist() == pytest.approx([0, 0, 0], abs=4)
-
-
-def test_missing_image_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'image .*a\.jpg is missing: give the folder'):
-        read_rgb(tmp_path / 'a.jpg')

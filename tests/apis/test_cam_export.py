@@ -1,6 +1,5 @@
 """The fast export against mmseg's own way: one image and one view at a time."""
 
-import copy
 import importlib
 import io
 import multiprocessing
@@ -13,18 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from mmengine.dataset import pseudo_collate
 from PIL import Image
 
 from mmdscnet.apis import cam_export
-from mmdscnet.apis.cam_export import (
-    batch_by_size,
-    collate_views,
-    compute_cams,
-    export_cams,
-    group_views,
-)
-from mmdscnet.models.segmentors import CAMTTAModel
+from mmdscnet.apis.cam_export import export_cams
+from mmdscnet.inference import Throughput, cam_stream
 from mmdscnet.pseudo_labels import read_cams, write_cams
 
 IDS = list('abcdefg')
@@ -33,19 +25,8 @@ CAM_NETWORKS = ['cam', 'dscnet', 'seam', 'dscnet_on_seam']
 MODES = [dict(), dict(image_labels=None)]
 LABELS = ['given', 'predicted']
 RANKS = 2
-
-
-def cams_of_mmseg(model, dataset):
-    """CAMs and class ids of every image, by ``CAMTTAModel.test_step`` on it alone."""
-    tta = CAMTTAModel(module=copy.deepcopy(model)).eval()
-    result = {}
-    for index in range(len(dataset)):
-        with torch.inference_mode():
-            (sample,) = tta.test_step(pseudo_collate([dataset[index]]))
-        present = tta.module.decode_head.stack_image_labels([sample.metainfo])[0].bool()
-        cams = sample.seg_logits.data[1:][present]
-        result[Path(sample.img_path).stem] = cams.numpy(), 1 + present.nonzero()[:, 0].numpy()
-    return result
+HERE = Throughput(num_workers=0)
+ONE_BY_ONE = Throughput(1, num_workers=0)
 
 
 def check_folder(folder, expected, atol=1e-3):
@@ -58,61 +39,49 @@ def check_folder(folder, expected, atol=1e-3):
 
 @pytest.mark.parametrize('mode', MODES, ids=LABELS)
 @pytest.mark.parametrize('network', CAM_NETWORKS)
-def test_files_equal_the_cams_of_mmseg(build_model, build_dataset, tmp_path, network, mode):
+def test_files_equal_the_cams_of_mmseg(
+    build_model, build_dataset, tmp_path, network, mode, cams_of_mmseg
+):
     model, dataset = build_model(network), build_dataset(views={}, **mode)
     expected = cams_of_mmseg(model, dataset)
     assert len({tuple(ids) for _, ids in expected.values()}) > 1
     assert sum(cams.any() for cams, _ in expected.values()) > 4
-    written = export_cams(model, dataset, tmp_path, SETTINGS, batch_size=3, num_workers=0)
+    written = export_cams(model, dataset, tmp_path, SETTINGS, Throughput(3, num_workers=0))
     assert written == len(IDS)
     check_folder(tmp_path, expected)
 
 
-@pytest.mark.parametrize('mode', MODES, ids=LABELS)
-@pytest.mark.parametrize('network', CAM_NETWORKS)
-def test_batch_gives_every_image_what_it_gets_alone(build_model, build_dataset, network, mode):
-    model, dataset = build_model(network), build_dataset(views={}, **mode)
-    expected = cams_of_mmseg(model, dataset)
-    (indices,) = [batch for batch in batch_by_size(dataset, range(7), 8) if len(batch) > 1]
-    batch = collate_views([dataset[index] for index in indices])
-    assert batch.image_ids == ['a', 'b', 'd', 'f']
-    result = compute_cams(model, batch, torch.float32)
-    for image_id, (cams, class_ids) in zip(batch.image_ids, result, strict=True):
-        np.testing.assert_array_equal(class_ids, expected[image_id][1])
-        np.testing.assert_allclose(cams, expected[image_id][0], rtol=0, atol=1e-5)
-
-
 def test_image_with_no_class_has_a_file_of_its_size(build_model, build_dataset, tmp_path):
     dataset = build_dataset(views={}, indices=[3])
-    export_cams(build_model('dscnet'), dataset, tmp_path, SETTINGS, num_workers=0)
+    export_cams(build_model('dscnet'), dataset, tmp_path, SETTINGS, HERE)
     assert read_cams(tmp_path / 'd.npz').cams.shape == (0, 40, 56)
 
 
 @pytest.mark.parametrize('directions', [('vertical',), ('horizontal', 'vertical'), ()])
 def test_views_may_be_flipped_in_any_direction_or_none(
-    build_model, build_dataset, tmp_path, directions
+    build_model, build_dataset, tmp_path, directions, cams_of_mmseg
 ):
     model = build_model('cam')
     dataset = build_dataset(views=dict(scales=(1.0,), directions=directions))
     expected = cams_of_mmseg(model, dataset)
-    export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0)
+    export_cams(model, dataset, tmp_path, SETTINGS, HERE)
     check_folder(tmp_path, expected)
 
 
 def test_plain_cams_are_exported_where_the_config_asks_for_them(
-    build_model, build_dataset, tmp_path
+    build_model, build_dataset, tmp_path, cams_of_mmseg
 ):
     model, dataset = (
         build_model('seam', test_cfg=dict(mode='whole', refine=False)),
         build_dataset(views={}),
     )
     expected = cams_of_mmseg(model, dataset)
-    export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0)
+    export_cams(model, dataset, tmp_path, SETTINGS, HERE)
     check_folder(tmp_path, expected)
 
 
 def test_rotated_image_is_exported_as_it_is_shown(
-    build_model, build_dataset, own_voc_folder, tmp_path
+    build_model, build_dataset, own_voc_folder, tmp_path, cams_of_mmseg
 ):
     path = own_voc_folder / 'JPEGImages' / 'c.jpg'
     image = Image.open(path).rotate(90, expand=True)
@@ -120,23 +89,9 @@ def test_rotated_image_is_exported_as_it_is_shown(
     exif[0x0112] = 6
     image.save(path, exif=exif)
     model, dataset = build_model('cam'), build_dataset(own_voc_folder, views={})
-    export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+    export_cams(model, dataset, tmp_path / 'out', SETTINGS, HERE)
     assert read_cams(tmp_path / 'out' / 'c.npz').cams.shape[1:] == (56, 40)
     check_folder(tmp_path / 'out', cams_of_mmseg(model, dataset))
-
-
-# The pixel correlation of random weights enlarges what is rounded.
-@pytest.mark.parametrize(('network', 'atol'), [('cam', 0.1), ('seam', 0.2)])
-def test_low_precision_is_close(build_model, build_dataset, network, atol):
-    model, dataset = build_model(network), build_dataset(views={})
-    batch = collate_views([dataset[index] for index in (0, 1, 3, 5)])
-    exact = compute_cams(model, batch, torch.float32)
-    close = compute_cams(model, batch, torch.bfloat16)
-    for (cams, class_ids), (close_cams, close_ids) in zip(exact, close, strict=True):
-        np.testing.assert_array_equal(close_ids, class_ids)
-        assert close_cams.dtype == np.float32
-        np.testing.assert_allclose(close_cams, cams, rtol=0, atol=atol)
-        assert cams.size == 0 or 0 < np.abs(close_cams - cams).mean() < atol / 5
 
 
 @pytest.mark.slow
@@ -144,35 +99,24 @@ def test_reading_processes_change_nothing(build_model, build_dataset, tmp_path):
     model, dataset = build_model('cam'), build_dataset(views={})
     for workers in (0, 2):
         folder = tmp_path / str(workers)
-        export_cams(model, dataset, folder, SETTINGS, num_workers=workers)
+        export_cams(model, dataset, folder, SETTINGS, Throughput(num_workers=workers))
     for path in (tmp_path / '0').iterdir():
         assert path.read_bytes() == (tmp_path / '2' / path.name).read_bytes()
 
 
-def test_batches_hold_one_size_each_and_the_largest_come_first(build_dataset):
-    dataset = build_dataset(views={})
-    batches = batch_by_size(dataset, range(7), 3)
-    assert batches == [[4], [0, 1, 3], [5], [2], [6]]
-    assert batch_by_size(dataset, [6, 2], 1) == [[2], [6]]
-    assert batch_by_size(dataset, [], 3) == []
-
-
-def test_views_of_one_size_go_together():
-    views = [[torch.zeros(3, *size)] for size in ((4, 6), (4, 6), (8, 12), (4, 6))]
-    assert list(group_views(views)) == [[0, 1, 3], [2]]
-
-
-def test_export_goes_on_with_the_missing_images(build_model, build_dataset, tmp_path, read_files):
+def test_export_goes_on_with_the_missing_images(
+    build_model, build_dataset, tmp_path, read_files, cams_of_mmseg
+):
     model, dataset = build_model('cam'), build_dataset(views={})
-    export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0)
+    export_cams(model, dataset, tmp_path, SETTINGS, HERE)
     before = read_files(tmp_path)
     for image_id in 'be':
         (tmp_path / f'{image_id}.npz').unlink()
-    assert export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0) == 2
+    assert export_cams(model, dataset, tmp_path, SETTINGS, HERE) == 2
     after = read_files(tmp_path)
     for name in before.keys() - {'b.npz', 'e.npz'}:
         assert after[name] == before[name]
-    assert export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0) == 0
+    assert export_cams(model, dataset, tmp_path, SETTINGS, HERE) == 0
     assert read_files(tmp_path) == after
     check_folder(tmp_path, cams_of_mmseg(model, dataset))
 
@@ -181,18 +125,11 @@ def test_other_settings_are_refused_before_anything_is_written(
     build_model, build_dataset, tmp_path, read_files
 ):
     model, dataset = build_model('cam'), build_dataset(views={})
-    export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0)
+    export_cams(model, dataset, tmp_path, SETTINGS, HERE)
     before = read_files(tmp_path)
     with pytest.raises(ValueError, match=r"other settings \(kind: 'test' there, 'new' now\)"):
-        export_cams(model, dataset, tmp_path, dict(kind='new'), num_workers=0)
+        export_cams(model, dataset, tmp_path, dict(kind='new'), HERE)
     assert read_files(tmp_path) == before
-
-
-@pytest.mark.parametrize('batch_size', [0, -1])
-def test_batch_size_without_images_is_refused(build_model, build_dataset, tmp_path, batch_size):
-    with pytest.raises(ValueError, match=f'batch_size={batch_size} .*at least 1'):
-        export_cams(build_model('cam'), build_dataset(views={}), tmp_path, SETTINGS, batch_size)
-    assert os.listdir(tmp_path) == []
 
 
 def test_classes_that_the_network_does_not_have_are_refused(build_model, build_dataset, tmp_path):
@@ -201,7 +138,7 @@ def test_classes_that_the_network_does_not_have_are_refused(build_model, build_d
         with pytest.raises(
             ValueError, match=r"has 4 classes .*'cow'.* the network 3.*give the config"
         ):
-            export_cams(model, build_dataset(views={}, **mode), tmp_path, SETTINGS, num_workers=0)
+            export_cams(model, build_dataset(views={}, **mode), tmp_path, SETTINGS, HERE)
     assert os.listdir(tmp_path) == []
 
 
@@ -209,33 +146,31 @@ def test_padding_is_refused(build_model, build_dataset, tmp_path):
     model = build_model('cam')
     model.data_preprocessor.test_cfg = dict(size_divisor=32)
     with pytest.raises(ValueError, match=r'data_preprocessor\.test_cfg'):
-        export_cams(model, build_dataset(views={}), tmp_path, SETTINGS, num_workers=0)
+        export_cams(model, build_dataset(views={}), tmp_path, SETTINGS, HERE)
 
 
 def test_windows_are_refused(build_model, build_dataset, tmp_path):
     test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(16, 16))
     with pytest.raises(ValueError, match=r"test_cfg\.mode='slide'.*use mode='whole'"):
         export_cams(
-            build_model('cam', test_cfg=test_cfg),
-            build_dataset(views={}),
-            tmp_path,
-            SETTINGS,
-            num_workers=0,
+            build_model('cam', test_cfg=test_cfg), build_dataset(views={}), tmp_path, SETTINGS, HERE
         )
 
 
-def test_pipeline_that_loses_the_labels_is_refused(build_model, build_dataset, tmp_path):
+def test_pipeline_that_loses_the_labels_is_refused(
+    build_model, build_dataset, tmp_path, cams_of_mmseg
+):
     views = dict(type='TestTimeAug', transforms=[[dict(type='PackSegInputs')]])
     pipeline = [dict(type='LoadImageFromFile'), views]
     model, dataset = build_model('cam'), build_dataset(pipeline=pipeline)
     with pytest.raises(
         ValueError, match=r'loses them: end it with PackWSSSInputs, or set image_la'
     ):
-        export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+        export_cams(model, dataset, tmp_path / 'out', SETTINGS, HERE)
     assert list((tmp_path / 'out').glob('*.npz')) == []
     # Without labels there are none to lose.
     dataset = build_dataset(pipeline=pipeline, image_labels=None)
-    assert export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0) == len(IDS)
+    assert export_cams(model, dataset, tmp_path / 'out', SETTINGS, HERE) == len(IDS)
     dataset = build_dataset(views=dict(scales=(1.0,), directions=()), image_labels=None)
     check_folder(tmp_path / 'out', cams_of_mmseg(model, dataset))
 
@@ -246,17 +181,17 @@ def test_unreadable_image_is_found_before_the_first_file(
     dataset = build_dataset(own_voc_folder, views={})
     path = own_voc_folder / 'JPEGImages' / 'g.jpg'
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r'image .*g\.jpg is truncated'):
-        export_cams(build_model('cam'), dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+    with pytest.raises(ValueError, match=r'g\.jpg cannot be read: image .*g\.jpg is truncated'):
+        export_cams(build_model('cam'), dataset, tmp_path / 'out', SETTINGS, HERE)
     assert list((tmp_path / 'out').glob('*.npz')) == []
 
 
 def test_image_that_vanishes_is_named_and_the_files_before_it_stay(
-    build_model, build_dataset, own_voc_folder, tmp_path, monkeypatch
+    build_model, build_dataset, own_voc_folder, tmp_path, monkeypatch, cams_of_mmseg
 ):
     model, dataset = build_model('cam'), build_dataset(own_voc_folder, views={})
     expected = cams_of_mmseg(model, dataset)
-    original = cam_export.batch_by_size
+    original = cam_stream.batch_by_size
 
     def batch_then_remove(*args):
         batches = original(*args)
@@ -264,15 +199,15 @@ def test_image_that_vanishes_is_named_and_the_files_before_it_stay(
         (own_voc_folder / 'JPEGImages' / 'g.jpg').unlink()
         return batches
 
-    monkeypatch.setattr(cam_export, 'batch_by_size', batch_then_remove)
-    with pytest.raises(FileNotFoundError, match=r'g\.jpg'):
-        export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+    monkeypatch.setattr(cam_stream, 'batch_by_size', batch_then_remove)
+    with pytest.raises(ValueError, match=r'g\.jpg cannot be read: .*No such file'):
+        export_cams(model, dataset, tmp_path / 'out', SETTINGS, HERE)
     check_folder(tmp_path / 'out', {image_id: expected[image_id] for image_id in 'abcdef'})
 
 
 @pytest.mark.parametrize('broken', ['a', 'g'])
 def test_error_of_a_writer_comes_through_and_other_files_stay(
-    build_model, build_dataset, tmp_path, monkeypatch, broken
+    build_model, build_dataset, tmp_path, monkeypatch, broken, cams_of_mmseg
 ):
     model, dataset = build_model('cam'), build_dataset(views={})
 
@@ -283,12 +218,12 @@ def test_error_of_a_writer_comes_through_and_other_files_stay(
 
     monkeypatch.setattr(cam_export, 'write_cams', write)
     with pytest.raises(OSError, match=rf'No space left on device.*{broken}\.npz'):
-        export_cams(model, dataset, tmp_path, SETTINGS, batch_size=1, num_workers=0)
+        export_cams(model, dataset, tmp_path, SETTINGS, ONE_BY_ONE)
     written = {path.stem for path in tmp_path.glob('*.npz')}
     assert written
     assert broken not in written
     monkeypatch.undo()
-    assert export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0) == 7 - len(written)
+    assert export_cams(model, dataset, tmp_path, SETTINGS, HERE) == 7 - len(written)
     check_folder(tmp_path, cams_of_mmseg(model, dataset))
 
 
@@ -296,7 +231,7 @@ def test_diverged_network_is_named_by_the_file(build_model, build_dataset, tmp_p
     model = build_model('cam')
     torch.nn.init.constant_(model.decode_head.classifier.weight, float('nan'))
     with pytest.raises(ValueError, match=r'\.npz: cams run from nan .*diverged'):
-        export_cams(model, build_dataset(views={}), tmp_path, SETTINGS, num_workers=0)
+        export_cams(model, build_dataset(views={}), tmp_path, SETTINGS, HERE)
 
 
 def test_images_of_one_name_are_refused(build_model, build_dataset, own_voc_folder, tmp_path):
@@ -312,7 +247,7 @@ def test_images_of_one_name_are_refused(build_model, build_dataset, own_voc_fold
         data_prefix=dict(img_path='JPEGImages'),
     )
     with pytest.raises(ValueError, match=r"a\.jpg and .*more.a\.jpg would both be 'a'"):
-        export_cams(build_model('cam'), dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+        export_cams(build_model('cam'), dataset, tmp_path / 'out', SETTINGS, HERE)
 
 
 def save_in_two_halves(file, **arrays):
@@ -330,7 +265,7 @@ def export_slowly(model, dataset, folder):
     """Body of the process that is killed."""
     torch.set_num_threads(1)
     np.savez = save_in_two_halves
-    export_cams(model, dataset, folder, SETTINGS, batch_size=1, num_workers=0)
+    export_cams(model, dataset, folder, SETTINGS, ONE_BY_ONE)
 
 
 def export_as_rank(rank, model, dataset, folder):
@@ -346,7 +281,7 @@ def export_as_rank(rank, model, dataset, folder):
         write_cams(path, *args)
 
     cam_export.write_cams = write
-    written = export_cams(model, dataset, folder / 'out', SETTINGS, batch_size=2, num_workers=0)
+    written = export_cams(model, dataset, folder / 'out', SETTINGS, Throughput(2, num_workers=0))
     # After the end every rank finds the files of all.
     total = len(list((folder / 'out').glob('*.npz')))
     (folder / f'rank{rank}.txt').write_text(f'{written} {total} {"".join(sorted(names))}')
@@ -363,7 +298,7 @@ def here():
 
 @pytest.mark.slow
 def test_killed_export_is_whole_where_it_is_and_goes_on(
-    build_model, build_dataset, tmp_path, read_files, here
+    build_model, build_dataset, tmp_path, read_files, here, cams_of_mmseg
 ):
     model, dataset = build_model('dscnet'), build_dataset(views=dict(scales=(1.0,)))
     expected = cams_of_mmseg(model, dataset)
@@ -385,18 +320,18 @@ def test_killed_export_is_whole_where_it_is_and_goes_on(
         check_folder(tmp_path, {name[0]: expected[name[0]] for name in found})
         before = found
     missing = len(IDS) - len(before)
-    assert export_cams(model, dataset, tmp_path, SETTINGS, num_workers=0) == missing
+    assert export_cams(model, dataset, tmp_path, SETTINGS, HERE) == missing
     assert before.items() <= read_files(tmp_path).items()
     check_folder(tmp_path, expected)
 
 
 @pytest.mark.slow
 def test_ranks_write_every_missing_file_once(
-    build_model, build_dataset, tmp_path, read_files, here
+    build_model, build_dataset, tmp_path, read_files, here, cams_of_mmseg
 ):
     model, dataset = build_model('dscnet'), build_dataset(views={})
     expected = cams_of_mmseg(model, dataset)
-    export_cams(model, dataset, tmp_path / 'out', SETTINGS, num_workers=0)
+    export_cams(model, dataset, tmp_path / 'out', SETTINGS, HERE)
     for image_id in 'abdeg':
         (tmp_path / 'out' / f'{image_id}.npz').unlink()
     before = read_files(tmp_path / 'out')

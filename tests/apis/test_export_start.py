@@ -5,8 +5,9 @@ import os
 import pytest
 from mmengine.config import Config
 
-from mmdscnet.apis import build_split, describe_export, export_start, image_ids, start_export
+from mmdscnet.apis import build_split, describe_export, export_start, start_export
 from mmdscnet.apis.export_start import identify
+from mmdscnet.inference import list_image_ids
 from mmdscnet.pseudo_labels import ExportFolder
 
 SETTINGS = dict(kind='test')
@@ -29,12 +30,12 @@ def test_indices_of_missing_images_are_those_of_the_data_set(dataset, tmp_path):
     for image_id in 'adg':
         export.path(image_id).touch()
     _, missing = start_export(tmp_path, '.png', SETTINGS, dataset)
-    assert [image_ids(dataset)[index] for index in missing] == list('bcef')
+    assert [list_image_ids(dataset)[index] for index in missing] == list('bcef')
 
 
 def test_subset_has_indices_of_its_own(build_dataset, tmp_path):
     dataset = build_dataset(indices=[4, 2])
-    assert image_ids(dataset) == ['e', 'c']
+    assert list_image_ids(dataset) == ['e', 'c']
     export, _ = start_export(tmp_path, '.png', SETTINGS, dataset)
     export.path('e').touch()
     assert start_export(tmp_path, '.png', SETTINGS, dataset)[1] == [1]

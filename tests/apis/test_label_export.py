@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from PIL import Image
 
 from mmdscnet.apis import export_labels, label_export
-from mmdscnet.apis.affinity_labels import read_rgb
+from mmdscnet.datasets.read_rgb import read_rgb
 from mmdscnet.pseudo_labels import DenseCRF, dense_crf
 
 IDS = list('abcdefg')

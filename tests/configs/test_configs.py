@@ -196,6 +196,14 @@ def test_variant_changes_head_sampler_and_hooks_only(name):
     for cfg in (variant, parent):
         del cfg['model']['decode_head'], cfg['train_dataloader']['sampler']
         cfg.pop('custom_hooks', None)
+        steps = cfg['train_dataloader']['dataset']['pipeline']
+        readers = [step for step in steps if step['type'] == 'LoadStoredLabels']
+        assert len(readers) == (name.endswith('_stored.py') and cfg is variant)
+        for reader in readers:
+            # In front of everything that moves the image.
+            assert steps.index(reader) == 1
+            steps.remove(reader)
+        cfg.pop('train_pipeline', None)
     assert variant == parent
 
 

@@ -25,13 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
 import mmdscnet  # noqa: F401
-from mmdscnet.apis.cam_export import collate_views, compute_cams
+from mmdscnet.inference import collate_views, compute_cams
+from mmdscnet.inference.cam_stream import PRECISIONS
 from mmdscnet.launch import read_run_config, run_name
 
 # After mmdscnet, which mends what mmseg imports.
 from mmseg.registry import DATASETS, MODELS  # isort: skip
-
-PRECISIONS = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,0 +1,19 @@
+# M4 on voc_animals, whose refined CAMs also learn from pseudo labels of their own: every second
+# epoch the training images are labelled anew, and the next epochs learn from these. Not run yet.
+_base_ = 'voc_animals.py'
+model = dict(decode_head=dict(pseudo_label=dict(type='PseudoLabelLoss', loss_weight=0.1)))
+train_pipeline = [
+    dict(type='LoadCheckedImage'),
+    dict(type='LoadStoredLabels'),
+    dict(type='RandomResize', scale=(320, 320), ratio_range=(0.75, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(256, 256)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackWSSSInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+custom_hooks = [
+    dict(type='ContrastWarmupHook', share=0.15),
+    # A class that wins with less than fg_thr is left out.
+    dict(type='PseudoLabelHook', target='stored', begin=2, interval=2, labeler=dict(fg_thr=0.4)),
+]

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Label images on several processes of one or more machines, with GPUs (nccl) or without (gloo).
+set -euo pipefail
+
+if [ $# -lt 5 ]; then
+    echo "usage: [NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1 PORT=29500] $0 CONFIG CHECKPOINT GPUS --out DIR [export_pseudo_labels.py options]" >&2
+    echo "without CUDA, GPUS is the number of processes" >&2
+    exit 2
+fi
+CONFIG=$1
+CHECKPOINT=$2
+GPUS=$3
+shift 3
+exec "$(dirname "$0")/dist_run.sh" export_pseudo_labels.py "$GPUS" "$CONFIG" "$CHECKPOINT" "$@"
