@@ -1,7 +1,6 @@
 """Pseudo labels are refreshed by the model that trains on them."""
 
 import os
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from mmdscnet.inference import (
     compute_cams,
     label_images,
 )
+from mmdscnet.inference.view_batches import kept_random_state
 from mmdscnet.models.decode_heads import CAMHead
 from mmdscnet.provenance import describe_code, hash_config, hash_weights
 from mmdscnet.pseudo_labels import PseudoLabeler, PseudoLabelStore, StoreVersion, read_version
@@ -370,15 +370,11 @@ def undisturbed(model: EncoderDecoder) -> Iterator[None]:
         # The others, counters and flags, are the same on every rank.
         if buffer.is_floating_point():
             broadcast(buffer, src=0)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_random_state():
             yield
     finally:
         model.train(training)
         for buffer, before in zip(model.buffers(), own, strict=True):
             buffer.copy_(before)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

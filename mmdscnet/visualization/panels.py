@@ -31,8 +31,8 @@ def draw_panels(
 ) -> list[Panel]:
     """Draw the panels of a row.
 
-    CAMs are those of the class that covers most of the CAM, the same class in both panels, so that
-    the two can be compared.
+    CAMs are those of the class that covers most of the CAM (of the refined one where the plain one is
+    empty), the same class in both panels, so that the two can be compared.
 
     Args:
         row: A checked row.
@@ -45,6 +45,8 @@ def draw_panels(
     """
     photo = fit_photo(row.image, longest)
     shown = strongest_class(row.cams)
+    if shown is None and row.refined_cams is not None:
+        shown = strongest_class(row.refined_cams)
     name = 'no class' if shown is None else classes[shown + 1]
     return [
         Panel(row.title, photo),

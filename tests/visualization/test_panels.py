@@ -57,9 +57,18 @@ def test_both_cams_are_of_the_class_that_covers_most_of_the_plain_one(make_row, 
     np.testing.assert_array_equal(panels[2].picture, cold[2].picture)
 
 
+def test_refined_cam_chooses_where_the_plain_one_is_empty(make_row, colours, classes):
+    refined = np.zeros((2, 30, 40))
+    refined[1] = 1
+    row = make_row(cams=np.zeros((2, 30, 40)), refined_cams=refined)
+    panels = draw_panels(row, colours, classes, 80)
+    assert [panel.caption for panel in panels[1:3]] == ['dog', 'dog']
+
+
 def test_image_without_class_is_cold_and_background(make_row, colours, classes):
     empty = np.zeros((30, 40), dtype=np.int64)
-    row = make_row(cams=np.zeros((2, 30, 40)), pseudo_label=empty, truth=empty)
+    cold = np.zeros((2, 30, 40))
+    row = make_row(cams=cold, refined_cams=cold, pseudo_label=empty, truth=empty)
     captions = [panel.caption for panel in draw_panels(row, colours, classes, 80)]
     assert captions[1:] == ['no class', 'no class', '', 'background', 'background']
 
