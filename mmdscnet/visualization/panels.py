@@ -31,8 +31,8 @@ def draw_panels(
 ) -> list[Panel]:
     """Draw the panels of a row.
 
-    CAMs are those of the class that covers most of the CAM (of the refined one where the plain one is
-    empty), the same class in both panels, so that the two can be compared.
+    CAMs are those of the class that covers most of the CAM (of the refined one where the plain one
+    is empty), the same class in both panels, so that the two can be compared.
 
     Args:
         row: A checked row.
