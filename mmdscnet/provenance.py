@@ -11,7 +11,7 @@ from torch import nn
 from mmdscnet.version import __version__
 
 # Keys of a config that say how a run is started and where it writes.
-CIRCUMSTANCES = ('launcher', 'load_from', 'log_level', 'resume', 'work_dir')
+CIRCUMSTANCES = ('launcher', 'load_from', 'log_level', 'model_wrapper_cfg', 'resume', 'work_dir')
 
 
 def describe_code() -> dict[str, str | None]:

@@ -191,7 +191,8 @@ def main() -> None:
         args.skip_unreadable,
     )
     if get_rank() == 0:
-        report(version, masks, args.labels)
+        # Masks of more classes than the data set has carry other ids.
+        report(version, None if dataset.label_map else masks, args.labels)
     leave_together()
 
 

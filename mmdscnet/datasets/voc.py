@@ -113,7 +113,11 @@ class VOCLayoutDataset(BaseSegDataset):
         folders = folders if data_prefix is None else dict(data_prefix)
         # Absolute, because what is relative is seen from data_root.
         if pseudo_label_folder is not None:
-            folders['seg_map_path'] = os.path.abspath(pseudo_label_folder)
+            # And without links, so that a newer version does not come in while this one is in use.
+            folders['seg_map_path'] = os.path.realpath(pseudo_label_folder)
+        self.reads_store = (
+            self.need_masks and Path(folders['seg_map_path'], MANIFEST_FILE).is_file()
+        )
         if cam_folder is not None:
             folders['cam_path'] = os.path.abspath(cam_folder)
         super().__init__(
@@ -194,18 +198,22 @@ class VOCLayoutDataset(BaseSegDataset):
         return self.METAINFO.get('classes', self._metainfo['classes'])
 
     def _data_info(self, image_id: str) -> dict[str, Any]:
+        # What is written of an image is named by its file alone.
+        written_id = os.path.basename(image_id)
         info = {
             'img_path': os.path.join(self.data_prefix['img_path'], image_id + self.img_suffix),
-            'label_map': self.label_map,
+            # A store has the classes of the data set, masks may have more.
+            'label_map': None if self.reads_store else self.label_map,
             'reduce_zero_label': self.reduce_zero_label,
             'seg_fields': [],
         }
         if 'seg_map_path' in self.data_prefix:
             info['seg_map_path'] = os.path.join(
-                self.data_prefix['seg_map_path'], image_id + self.seg_map_suffix
+                self.data_prefix['seg_map_path'],
+                (written_id if self.need_masks else image_id) + self.seg_map_suffix,
             )
         if 'cam_path' in self.data_prefix:
-            info['cam_path'] = os.path.join(self.data_prefix['cam_path'], f'{image_id}.npz')
+            info['cam_path'] = os.path.join(self.data_prefix['cam_path'], f'{written_id}.npz')
         return info
 
     def _read_split(self) -> list[str]:
@@ -268,16 +276,17 @@ class VOCLayoutDataset(BaseSegDataset):
         )
 
     def _check_files(self, data_list: list[dict[str, Any]]) -> None:
-        if self.need_masks and Path(self.data_prefix['seg_map_path'], MANIFEST_FILE).is_file():
+        if self.reads_store:
             version = read_version(self.data_prefix['seg_map_path'])
-            version.check_classes(self._source_classes())
+            version.check_classes(self._metainfo['classes'])
             version.verify()
         with_masks = self.need_masks or (self.test_mode and 'seg_map_path' in self.data_prefix)
         if with_masks:
             self._check_present(data_list, 'seg_map_path')
         if 'cam_path' in self.data_prefix:
             self._check_present(data_list, 'cam_path')
-        allowed = {*range(len(self._source_classes())), self.ignore_index}
+        classes = self._metainfo['classes'] if self.reads_store else self._source_classes()
+        allowed = {*range(len(classes)), self.ignore_index}
 
         def check(info: dict[str, Any]) -> None:
             size = read_image_size(info['img_path'])

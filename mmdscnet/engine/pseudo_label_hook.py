@@ -11,7 +11,7 @@ import torch
 from mmengine.dist import all_gather_object, broadcast, get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS, HOOKS
 
@@ -114,13 +114,18 @@ class PseudoLabelHook(Hook):
         self.model = find_model(runner)
         self.head = self.model.decode_head
         self.store = PseudoLabelStore(self.folder or Path(runner.work_dir, 'pseudo_labels'))
+        check_loop(runner, self.by_epoch)
         self.readers = self._find_readers(runner)
         self.images, self.masks = build_images(runner, self.pipeline)
+        current = self.store.current()
+        if current is not None:
+            # Now, not after the epochs before the first labelling.
+            current.check_classes(self.images.metainfo['classes'])
         self.head.pseudo_label_target = self.target
         if runner.iter == 0:
             # What load_from brings along belongs to another training.
             self.version = None
-        elif self.version is not None:
+        elif self.version is not None and self.target == 'stored':
             self._check_version()
         self._use_version()
 
@@ -206,8 +211,23 @@ class PseudoLabelHook(Hook):
                 "PseudoLabelHook(target='online') finds a LoadStoredLabels in the pipeline of "
                 "train_dataloader: take it out, or use target='stored'"
             )
+        folder = self.store.folder.absolute()
+        loader = runner.train_dataloader
         for reader in readers:
-            reader.folder = str(self.store.folder.absolute())
+            # A loop that counts iterations starts its workers before any hook is called.
+            if not self.by_epoch and loader.num_workers and reader.folder is None:
+                raise ValueError(
+                    'with by_epoch=False the processes that read images must know the store from '
+                    f'the start: set LoadStoredLabels(folder={str(folder)!r}) in the pipeline, or '
+                    'train_dataloader.num_workers=0'
+                )
+            if reader.folder is not None and Path(reader.folder).absolute() != folder:
+                raise ValueError(
+                    f'LoadStoredLabels(folder={reader.folder!r}) reads another store than '
+                    f'{folder}, where PseudoLabelHook writes: give both the same folder, or '
+                    'leave both out'
+                )
+            reader.folder = str(folder)
         return readers
 
     def _check_version(self) -> None:
@@ -232,7 +252,7 @@ class PseudoLabelHook(Hook):
         scalars = {'pseudo_labels/coverage': 100 * version.coverage}
         scalars |= {f'pseudo_labels/share_{name}': 100 * share for name, share in shares}
         text = version.summarize()
-        scores = judge_together(version, self.masks)
+        scores = judge_together(runner, version, self.masks)
         if scores is not None:
             scalars['pseudo_labels/mIoU'] = scores.mean_iou
             text += f'; mIoU {scores.mean_iou:.2f} on the {scores.num_images} images with masks'
@@ -295,7 +315,10 @@ def build_images(
             f'PseudoLabelHook labels the images of a VOCLayoutDataset, and train_dataloader has '
             f'{type(trained).__name__}: use one without wrappers'
         )
-    masks = None if trained.need_masks else trained.data_prefix.get('seg_map_path')
+    masks = trained.data_prefix.get('seg_map_path')
+    if trained.need_masks or trained.label_map is not None:
+        # Label maps of a model, or masks whose ids are those of more classes.
+        masks = None
     config = cfg.train_dataloader.dataset.copy()
     images = (config.get('data_prefix') or {}).get('img_path', 'JPEGImages')
     config.update(
@@ -331,10 +354,34 @@ def describe_training(
     )
 
 
-def judge_together(version: StoreVersion, masks: str | None) -> LabelScores | None:
-    """Compare the label maps of a version with the masks there are, a share a rank.
+def check_loop(runner: Runner, by_epoch: bool) -> None:
+    """Refuse a schedule that the training loop does not follow.
 
     Args:
+        runner: The runner.
+        by_epoch: As for the hook.
+
+    Raises:
+        ValueError: If the loop counts the other.
+    """
+    counts_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    if counts_epochs != by_epoch and isinstance(
+        runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
+    ):
+        raise ValueError(
+            f'PseudoLabelHook(by_epoch={by_epoch}) does not fit '
+            f'{type(runner.train_loop).__name__}: set by_epoch={counts_epochs}, and interval and '
+            'begin accordingly'
+        )
+
+
+def judge_together(runner: Runner, version: StoreVersion, masks: str | None) -> LabelScores | None:
+    """Compare the label maps of a version with the masks there are, a share a rank.
+
+    Training needs no masks, so a damaged one is a warning and not an error.
+
+    Args:
+        runner: The runner, for its log.
         version: The version.
         masks: Folder of the masks; None if there is none.
 
@@ -348,12 +395,17 @@ def judge_together(version: StoreVersion, masks: str | None) -> LabelScores | No
     rank, ranks = get_dist_info()
     classes = version.manifest['classes']
     share = ids[rank::ranks]
-    mine = (
-        count_label_folder(version.folder, str(masks), share, classes)
-        if share
-        else np.zeros((len(classes), len(classes) + 1), dtype=np.int64)
-    )
-    return score_labels(sum(all_gather_object(mine)), len(ids))
+    counts, problem = np.zeros((len(classes), len(classes) + 1), dtype=np.int64), None
+    try:
+        if share:
+            counts = count_label_folder(version.folder, str(masks), share, classes)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    all_counts, problems = zip(*all_gather_object((counts, problem)), strict=True)
+    for text in filter(None, problems):
+        runner.logger.warning(f'the pseudo labels are not judged: {text}')
+        return None
+    return score_labels(sum(all_counts), len(ids))
 
 
 @contextmanager

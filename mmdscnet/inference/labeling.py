@@ -30,6 +30,9 @@ from mmdscnet.pseudo_labels import (
 )
 from mmdscnet.pseudo_labels.store import MANIFEST_FILE
 
+# Settings of a version that its CAMs do not depend on.
+AFTER_CAMS = ('labeler', 'walk')
+
 
 class Finishing(NamedTuple):
     """What follows the network.
@@ -195,7 +198,7 @@ def open_cam_folder(folder: Path | None, settings: Mapping[str, Any]) -> ExportF
     """
     if folder is None:
         return None
-    settings = {key: value for key, value in settings.items() if key != 'labeler'}
+    settings = {key: value for key, value in settings.items() if key not in AFTER_CAMS}
     if get_rank() == 0:
         ExportFolder(folder, '.npz', settings)
     barrier()

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from mmengine.registry import init_default_scope
 from mmseg.datasets import PascalVOCDataset
 from mmseg.registry import DATASETS
 from PIL import Image
@@ -355,11 +356,38 @@ class TestStoreOfPseudoLabels:
         return draft.publish('ab')
 
     def test_current_version_stands_in_for_the_masks(self, build, version):
-        assert build().get_data_info(0)['seg_map_path'].endswith('store/current/a.png')
+        assert build().get_data_info(0)['seg_map_path'].endswith('store/v0001/a.png')
 
     def test_store_of_other_classes_is_refused(self, build, version):
         with pytest.raises(ValueError, match=r"was written for .*'dog'.* is used for .*'cow'"):
             build(('background', 'cat', 'cow'))
+
+    def test_version_in_use_stays_when_a_newer_one_becomes_current(self, build, version, tmp_path):
+        dataset = build()
+        draft = PseudoLabelStore(tmp_path / 'store').begin(
+            dict(step=2), self.CLASSES, voc_palette(3)
+        )
+        for image_id in 'ab':
+            draft.write(image_id, np.zeros((8, 10), dtype=np.uint8))
+        assert draft.publish('ab').number == 2
+        assert dataset.get_data_info(0)['seg_map_path'].endswith('store/v0001/a.png')
+
+    def test_choice_among_the_classes_of_voc_reads_its_own_ids(self, make_voc_folder, tmp_path):
+        init_default_scope('mmseg')
+        names = VOC2012Dataset.METAINFO['classes'][1:]
+        root = make_voc_folder(tmp_path / 'voc', {'a': ((8, 10), ['dog'])}, list(names))
+        classes = ('background', 'cat', 'dog')
+        draft = PseudoLabelStore(tmp_path / 'store').begin({}, classes, voc_palette(3))
+        draft.write('a', np.full((8, 10), 2, dtype=np.uint8))
+        draft.publish('a')
+        dataset = VOC2012Dataset(
+            data_root=str(root),
+            ann_file='ImageSets/Segmentation/val.txt',
+            metainfo=dict(classes=classes),
+            pseudo_label_folder=str(tmp_path / 'store' / 'current'),
+            pipeline=[dict(type='LoadCheckedImage'), dict(type='LoadCheckedMask')],
+        )
+        assert (dataset[0]['gt_seg_map'] == 2).all()
 
     def test_changed_label_map_is_refused(self, build, version):
         content = (version.folder / 'a.png').read_bytes()

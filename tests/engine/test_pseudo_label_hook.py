@@ -109,11 +109,78 @@ def test_labels_come_on_schedule_and_at_the_end(build_runner, begin, interval, e
     assert [read_version(folder).manifest['settings']['step'] for folder in folders] == steps
 
 
-def test_iterations_can_be_counted_instead(build_runner):
-    runner = build_runner(dict(begin=3, interval=2, by_epoch=False), epochs=2)
+def count_iterations(cfg, max_iters=4):
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=100)
+    cfg.default_hooks.checkpoint.by_epoch = False
+    cfg.param_scheduler = []
+    return cfg
+
+
+def test_iterations_can_be_counted_instead(build_config):
+    hook = dict(begin=3, interval=2, by_epoch=False, target='stored')
+    runner = Runner.from_cfg(count_iterations(build_config(hook)))
     runner.train()
     folders = [store_of(runner).version_folder(number) for number in (1, 2)]
     assert [read_version(folder).manifest['settings']['step'] for folder in folders] == [3, 4]
+
+
+def test_processes_of_an_iteration_loop_must_know_the_store(build_config):
+    hook = dict(begin=1, by_epoch=False, target='stored')
+    cfg = count_iterations(build_config(hook))
+    cfg.train_dataloader.update(num_workers=1, persistent_workers=True)
+    with pytest.raises(ValueError, match=r'set LoadStoredLabels\(folder=.*num_workers=0'):
+        Runner.from_cfg(cfg).train()
+    reader = next(
+        step for step in cfg.train_dataloader.dataset.pipeline if step['type'] == 'LoadStoredLabels'
+    )
+    reader['folder'] = str(Path(cfg.work_dir, 'pseudo_labels'))
+    cfg.experiment_name = 'again'
+    runner = Runner.from_cfg(count_iterations(cfg, 8))
+    runner.train()
+    # What was read ahead is still void.
+    assert losses_of(runner)[-1] > 0
+
+
+def test_reader_of_another_store_is_refused(build_config):
+    cfg = build_config(dict(target='stored'))
+    cfg.train_dataloader.dataset.pipeline[1]['folder'] = 'elsewhere'
+    with pytest.raises(ValueError, match=r"folder='elsewhere'\) reads another store"):
+        Runner.from_cfg(cfg).train()
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_schedule_must_fit_the_loop(build_config, by_epoch):
+    cfg = build_config(dict(by_epoch=by_epoch))
+    cfg = count_iterations(cfg) if by_epoch else cfg
+    with pytest.raises(ValueError, match=f'by_epoch={by_epoch}.* does not fit .*TrainLoop'):
+        Runner.from_cfg(cfg).train()
+
+
+def test_store_of_other_classes_is_found_before_the_training(build_runner):
+    runner = build_runner(epochs=1)
+    store_of(runner).begin({}, ('background', 'other'), [[0, 0, 0], [1, 1, 1]]).publish([])
+    with pytest.raises(ValueError, match='was written for the classes'):
+        runner.train()
+    assert runner.iter == 0
+
+
+def test_damaged_mask_is_a_warning(build_runner, data_root, tmp_path, monkeypatch):
+    runner = build_runner(epochs=1)
+    warnings = []
+    monkeypatch.setattr(runner.logger, 'warning', warnings.append)
+    before = hook_of(runner).before_train
+
+    def use_damaged_masks(runner):
+        before(runner)
+        folder = tmp_path / 'masks'
+        shutil.copytree(hook_of(runner).masks, folder)
+        next(folder.glob('train*.png')).write_bytes(b'no image')
+        hook_of(runner).masks = str(folder)
+
+    monkeypatch.setattr(hook_of(runner), 'before_train', use_damaged_masks)
+    runner.train()
+    assert store_of(runner).current().number == 1
+    assert any('are not judged' in str(text) for text in warnings)
 
 
 def test_labels_are_those_of_the_model(build_runner):
