@@ -160,8 +160,7 @@ def report(version: StoreVersion, masks: str | None, labels: str) -> None:
         labels: ``given`` or ``predicted``.
     """
     print(version.summarize())
-    known = set(os.listdir(masks)) if masks else set()
-    ids = [image_id for image_id in version.manifest['files'] if f'{image_id}.png' in known]
+    ids = version.ids_with_masks(masks)
     if ids and masks:
         scores = judge_label_folder(version.folder, masks, ids, version.manifest['classes'])
         print(f'mIoU {scores.mean_iou:.2f} over {len(ids)} images with masks (labels {labels})')

@@ -25,7 +25,7 @@ from mmdscnet.evaluation.threshold_sweep import per_class_scores, sum_confusions
 from mmdscnet.functional.cam import normalize_cams
 from mmdscnet.functional.pixel_groups import group_pixels
 from mmdscnet.models.decode_heads import CAMHead, DSCHead
-from mmdscnet.models.segmentors import SEAM
+from mmdscnet.models.segmentors.cam_tta_model import refines_cams
 from mmdscnet.pseudo_labels import CAMs, PseudoLabeler
 from mmdscnet.visualization import CAMGridRow, GalleryItem
 
@@ -255,24 +255,19 @@ def show_image(
     sample = predict(model, batch)
     truth = sample.gt_sem_seg.data[0].cpu().numpy()
     best = read_cams(sample)
-    plain = read_cams(predict(model, batch, refine=False)) if refines(model) else best
+    plain = read_cams(predict(model, batch, refine=False)) if refines_cams(model) else best
     present = np.flatnonzero(best.max(axis=(1, 2)))
     # The pipeline may have resized the image, and it is in BGR.
     pixels = np.ascontiguousarray(item['inputs'].numpy()[::-1].transpose(1, 2, 0))
     return CAMGridRow(
         image=mmcv.imresize(pixels, truth.shape[::-1]),
         cams=plain,
-        refined_cams=best if refines(model) else None,
+        refined_cams=best if refines_cams(model) else None,
         pseudo_label=labeler.label(CAMs(best[present], (1 + present).astype(np.uint8))),
         truth=np.where(truth == ignore_index, 255, truth).astype(np.uint8),
         title=Path(sample.img_path).name,
         groups=group_image(model, batch, truth.shape),
     )
-
-
-def refines(model: EncoderDecoder) -> bool:
-    """Tell whether a model has CAMs better than those of its plain classifier."""
-    return isinstance(model, SEAM) or getattr(model.decode_head, 'dual_stream', False)
 
 
 def read_cams(sample: SegDataSample) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Pseudo labels are refreshed by the model that trains on them."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +125,7 @@ class PseudoLabelHook(Hook):
             # What load_from brings along belongs to another training.
             self.version = None
         elif self.version is not None and self.target == 'stored':
-            self._check_version()
+            self._check_version(self.version)
         self._use_version()
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -230,11 +229,10 @@ class PseudoLabelHook(Hook):
             reader.folder = str(folder)
         return readers
 
-    def _check_version(self) -> None:
-        assert self.version is not None
-        folder = self.store.version_folder(self.version['number'])
+    def _check_version(self, wanted: Mapping[str, Any]) -> None:
+        folder = self.store.version_folder(wanted['number'])
         version = read_version(folder)
-        if version.digest() != self.version['digest']:
+        if version.digest() != wanted['digest']:
             raise ValueError(
                 f'{folder} is not the version of pseudo labels that the checkpoint was trained '
                 'with: bring that store back, or start the training anew in another work dir'
@@ -388,8 +386,7 @@ def judge_together(runner: Runner, version: StoreVersion, masks: str | None) -> 
     Returns:
         The scores, the same on every rank; None without any mask.
     """
-    known = set(os.listdir(masks)) if masks and Path(masks).is_dir() else set()
-    ids = [image_id for image_id in version.manifest['files'] if f'{image_id}.png' in known]
+    ids = version.ids_with_masks(masks)
     if not ids:
         return None
     rank, ranks = get_dist_info()

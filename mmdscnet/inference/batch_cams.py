@@ -51,7 +51,8 @@ def check_labels(dataset: Images, batch: CAMBatch) -> None:
     Raises:
         ValueError: If the data set has image-level labels and the batch has none.
     """
-    if getattr(dataset, 'image_labels', None) is not None and batch.image_labels is None:
+    # In this order, because a data set may have to collect its labels.
+    if batch.image_labels is None and getattr(dataset, 'image_labels', None) is not None:
         raise ValueError(
             'the data set has image_labels, but its pipeline loses them: end it with '
             'PackWSSSInputs, or set image_labels=None to have them predicted'

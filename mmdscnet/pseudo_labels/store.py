@@ -77,6 +77,18 @@ class StoreVersion(NamedTuple):
         skipped = self.manifest['skipped'].items()
         return '\n'.join(lines + [f'skipped {image_id}: {reason}' for image_id, reason in skipped])
 
+    def ids_with_masks(self, masks: str | os.PathLike[str] | None) -> list[str]:
+        """List the images that can be judged.
+
+        Args:
+            masks: Folder of the masks, ``<image id>.png``; None if there is none.
+
+        Returns:
+            Ids of the images that have a mask, in the order of the manifest.
+        """
+        there = set(os.listdir(masks)) if masks and Path(masks).is_dir() else set()
+        return [image_id for image_id in self.manifest['files'] if f'{image_id}.png' in there]
+
     def check_classes(self, classes: Sequence[str]) -> None:
         """Refuse another class list than that of the label maps.
 
