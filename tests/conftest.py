@@ -7,6 +7,7 @@ import copy
 import importlib
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def forget_instances() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def free_port() -> str:
+    """A port that nothing listens on, for the processes of a launcher to meet."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
 
 
 @pytest.fixture(scope='session')

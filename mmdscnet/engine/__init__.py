@@ -1,7 +1,15 @@
 """When things happen during training."""
 
+from mmdscnet.engine.atomic_checkpoint_hook import AtomicCheckpointHook
 from mmdscnet.engine.contrast_warmup_hook import ContrastWarmupHook
+from mmdscnet.engine.exact_resume_hook import ExactResumeHook
 from mmdscnet.engine.progress_hook import ProgressHook
 from mmdscnet.engine.pseudo_label_hook import PseudoLabelHook
 
-__all__ = ['ContrastWarmupHook', 'ProgressHook', 'PseudoLabelHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'ContrastWarmupHook',
+    'ExactResumeHook',
+    'ProgressHook',
+    'PseudoLabelHook',
+]

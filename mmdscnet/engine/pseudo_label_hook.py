@@ -24,10 +24,10 @@ from mmdscnet.inference import (
     compute_cams,
     label_images,
 )
-from mmdscnet.inference.view_batches import kept_random_state
 from mmdscnet.models.decode_heads import CAMHead
 from mmdscnet.provenance import describe_code, hash_config, hash_weights
 from mmdscnet.pseudo_labels import PseudoLabeler, PseudoLabelStore, StoreVersion, read_version
+from mmdscnet.random_draws import kept_random_state
 from mmdscnet.visualization import draw_overlay
 
 TARGETS = ('online', 'stored')

@@ -1,9 +1,7 @@
 """Images in all their views, in batches of one size."""
 
-import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmdscnet.datasets.file_checks import read_image_size
+from mmdscnet.random_draws import kept_random_state
 
 # Axes of maps of shape (N, P, H, W), by the direction in which their images were flipped.
 FLIP_AXES = {'horizontal': 3, 'vertical': 2}
@@ -95,18 +94,6 @@ class ReadableImages(Dataset):
         # AssertionError: of mmcv, for a file that OpenCV cannot decode.
         except (AssertionError, OSError, ValueError) as error:
             return Unreadable(info['img_path'], str(error))
-
-
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Put the random numbers of Python, NumPy and torch back to where they were before."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def find_image_size(info: Mapping[str, Any]) -> tuple[int, int]:

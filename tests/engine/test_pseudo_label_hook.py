@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -236,16 +235,13 @@ def test_tensorboard_shows_scalars_and_cams(build_runner):
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_version_together(build_config, repository, tmp_path):
+def test_two_processes_write_one_version_together(build_config, repository, tmp_path, free_port):
     cfg = build_config(dict(target='stored'), epochs=1)
     cfg.train_dataloader.batch_size = 2
     cfg.dump(tmp_path / 'config.py')
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        port = server.getsockname()[1]
     subprocess.run(
         ['bash', repository / 'tools' / 'dist_train.sh', tmp_path / 'config.py', '2'],
-        env=os.environ | dict(PYTHON=sys.executable, PORT=str(port)),
+        env=os.environ | dict(PYTHON=sys.executable, PORT=free_port),
         check=True,
         timeout=240,
     )

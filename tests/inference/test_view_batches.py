@@ -1,5 +1,3 @@
-import random
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,6 @@ from mmdscnet.inference.view_batches import (
     find_flip_axis,
     find_image_size,
     group_views,
-    kept_random_state,
 )
 
 
@@ -143,17 +140,3 @@ def test_axis_of_a_flip_is_found_or_refused():
         ValueError, match=r"flip_direction='diagonal'.*\['horizontal', 'vertical'\]"
     ):
         find_flip_axis(dict(flip=True, flip_direction='diagonal'))
-
-
-def test_random_numbers_go_on_as_if_none_was_drawn():
-    def draw():
-        return random.random(), np.random.random(), torch.rand(1).item()
-
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    expected = draw()
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    with kept_random_state():
-        draw()
-    assert draw() == expected

@@ -1,5 +1,4 @@
 import os
-import socket
 import subprocess
 import sys
 
@@ -15,16 +14,10 @@ with open(os.path.join(folder, os.environ['RANK']), 'w') as file:
 """
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]
-
-
 @pytest.fixture
-def dist_run(repository):
+def dist_run(repository, free_port):
     def run(*args, **environment):
-        environment = {'PYTHON': sys.executable, 'PORT': str(free_port()), **environment}
+        environment = {'PYTHON': sys.executable, 'PORT': free_port, **environment}
         return subprocess.run(
             ['bash', str(repository / 'tools' / 'dist_run.sh'), *map(str, args)],
             env=os.environ | environment,

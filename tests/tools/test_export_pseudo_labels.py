@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -122,17 +121,14 @@ def test_config_without_views_asks_for_them(export_project, export):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(export_project, export, repository):
+def test_two_processes_write_what_one_writes(export_project, export, repository, free_port):
     project = export_project()
     one = export(project)
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        port = server.getsockname()[1]
     script = repository / 'tools' / 'dist_export_pseudo_labels.sh'
     files = project / 'config.py', project / 'weights.pth'
     subprocess.run(
         ['bash', script, *files, '2', '--out', project / 'two', '--num-workers', '0'],
-        env=os.environ | dict(PYTHON=sys.executable, PORT=str(port)),
+        env=os.environ | dict(PYTHON=sys.executable, PORT=free_port),
         check=True,
         timeout=240,
     )

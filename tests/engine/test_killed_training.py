@@ -1,0 +1,142 @@
+"""Trainings that are killed again and again, on one process and on two."""
+
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmdscnet.launch import prepare_cpu_launch
+
+KILLS = 20
+# Longer than a training takes on a busy machine.
+PATIENCE = 120
+
+
+def fork(function):
+    """Run a function in a new process, the head of a process group of its own."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        os.setsid()
+        function()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def kill(pids):
+    """Kill processes and all that they started."""
+    for pid in pids:
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait(pids, seconds):
+    """Wait until processes have ended: their exit codes, or None for those that have not."""
+    end, codes = time.monotonic() + seconds, dict.fromkeys(pids)
+    while None in codes.values() and time.monotonic() < end:
+        for pid in [pid for pid, code in codes.items() if code is None]:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return list(codes.values())
+
+
+def start(make_config, work_dir, ranks, log):
+    """Start a training, as one process or as ranks of one."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        port = server.getsockname()[1]
+
+    def train(rank):
+        with open(log, 'a') as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if ranks > 1:
+            environment = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_PORT=port)
+            os.environ.update({key: str(value) for key, value in environment.items()})
+            os.environ['MASTER_ADDR'] = '127.0.0.1'
+        cfg = make_config(work_dir)
+        cfg.launcher = 'pytorch' if ranks > 1 else 'none'
+        cfg.resume = True
+        cfg.train_dataloader.batch_size //= ranks
+        prepare_cpu_launch(cfg)
+        Runner.from_cfg(cfg).train()
+        if ranks > 1:
+            torch.distributed.barrier()
+
+    return [fork(lambda rank=rank: train(rank)) for rank in range(ranks)]
+
+
+@pytest.fixture
+def make_config(resumable_config):
+    """A training that forgets much if it may: dropout, EMA, class memory, its own labels."""
+
+    def make(work_dir):
+        cfg = resumable_config(work_dir, epochs=4)
+        cfg.train_dataloader.update(num_workers=1, persistent_workers=True)
+        cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='LoadStoredLabels'))
+        cfg.model.decode_head.pseudo_label = dict(type='PseudoLabelLoss')
+        labels = dict(type='PseudoLabelHook', target='stored', begin=1, interval=1, overlays=0)
+        cfg.custom_hooks.append(dict(labels, throughput=dict(num_workers=0)))
+        cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
+        return cfg
+
+    return make
+
+
+def read_result(work_dir):
+    checkpoint = torch.load(Path(work_dir, 'last_checkpoint').read_text(), weights_only=True)
+    tensors = dict(checkpoint['state_dict'])
+    tensors |= {f'ema.{key}': value for key, value in checkpoint['ema_state_dict'].items()}
+    for number, state in checkpoint['optimizer']['state'].items():
+        tensors |= {f'{number}.{key}': value for key, value in state.items()}
+    return checkpoint['meta']['iter'], tensors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+@pytest.mark.parametrize('ranks', [1, 2])
+def test_killed_training_ends_with_the_same_weights(make_config, tmp_path, ranks):
+    rng = random.Random(ranks)
+    log = tmp_path / 'log'
+
+    def run(work_dir):
+        return start(make_config, work_dir, ranks, log)
+
+    begin = time.monotonic()
+    assert wait(run('whole'), PATIENCE) == [0] * ranks, log.read_text()
+    duration = time.monotonic() - begin
+    steps, expected = read_result(tmp_path / 'whole')
+    assert steps == 12
+    kills, trainings = 0, 0
+    while kills < KILLS:
+        trainings += 1
+        codes = None
+        while codes != [0] * ranks:
+            pids = run(f'killed_{trainings}')
+            codes = wait(pids, rng.uniform(0.1, 0.9) * duration)
+            assert set(codes) <= {None, 0}, log.read_text()
+            if None in codes:
+                alive = [pid for pid, code in zip(pids, codes, strict=True) if code is None]
+                kill(alive if rng.random() < 0.5 else alive[:1])
+                # The others notice, and end.
+                codes = wait(alive, 60)
+                assert None not in codes
+                kills += 1
+        steps, result = read_result(tmp_path / f'killed_{trainings}')
+        assert steps == 12
+        assert result.keys() == expected.keys()
+        differing = [key for key in expected if not torch.equal(result[key], expected[key])]
+        assert not differing
