@@ -12,6 +12,9 @@ from mmengine.config import Config
 from mmengine.dist import init_dist
 from torch import distributed
 
+from mmdscnet.provenance import flatten_config
+from mmdscnet.ranks import check_ranks_agree
+
 
 def read_run_config(
     path: str,
@@ -201,17 +204,63 @@ def check_checkpoint(path: str) -> None:
         )
 
 
+def find_checkpoint_to_resume(cfg: Config) -> None:
+    """Let a training resume in a work dir that was moved or copied.
+
+    mmengine notes the newest checkpoint by its absolute path, which leads to the old place.
+
+    Args:
+        cfg: Config of the run; its ``load_from`` is set where the note leads nowhere.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is not in the work dir either.
+    """
+    note = Path(cfg.work_dir, 'last_checkpoint')
+    if not cfg.resume or cfg.get('load_from') or not note.is_file():
+        return
+    noted = Path(note.read_text().strip())
+    if noted.exists():
+        return
+    moved = Path(cfg.work_dir, noted.name)
+    if not moved.is_file():
+        raise FileNotFoundError(
+            f'{note} names {str(noted)!r}, which is not there, and neither is {moved}: give the '
+            'checkpoint to resume from by --cfg-options load_from=..., or leave --resume out'
+        )
+    cfg.load_from = str(moved)
+
+
 def join_ranks(cfg: Config) -> torch.device:
-    """Join the processes that a launcher started, for a tool without a ``Runner``.
+    """Join the processes that a launcher started, and check that they have the same config.
+
+    mmengine's ``Runner`` takes the group as it is; it would compare nothing, and fail or wait
+    where the ranks differ.
 
     Args:
         cfg: Config of the run with its ``launcher``, as :func:`read_run_config` gives it.
 
     Returns:
         The device of this process.
+
+    Raises:
+        ValueError: On every rank, if the configs of two differ.
     """
+    if torch.cuda.is_available() and cfg.launcher != 'none':
+        init_dist(cfg.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    check_same_config(cfg)
     if not torch.cuda.is_available():
         return torch.device('cpu')
-    if cfg.launcher != 'none':
-        init_dist(cfg.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
     return torch.device('cuda', torch.cuda.current_device())
+
+
+def check_same_config(cfg: Config) -> None:
+    """Check that all ranks have the same config.
+
+    Args:
+        cfg: The config. Where a rank finds its data may differ.
+
+    Raises:
+        ValueError: On every rank, if those of two differ.
+    """
+    parts = flatten_config(cfg.to_dict())
+    check_ranks_agree('config', {k: v for k, v in parts.items() if not k.endswith('data_root')})

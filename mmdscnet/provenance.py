@@ -2,7 +2,9 @@
 
 import hashlib
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -41,6 +43,19 @@ def hash_config(cfg: Config) -> str:
     return hashlib.sha256(Config(content).dump().encode()).hexdigest()
 
 
+def flatten_config(content: Mapping[str, Any]) -> dict[str, str]:
+    """Spell a config out, so that two can be compared and told apart.
+
+    Args:
+        content: The config, or sections of it, as plain dicts.
+
+    Returns:
+        Text of each value by its dotted key, such as ``model.decode_head.num_classes``; a list that
+        holds dicts is counted through.
+    """
+    return dict(_flatten(content, ''))
+
+
 def hash_weights(model: nn.Module) -> str:
     """Identify a model by its parameters and buffers, on whatever device.
 
@@ -57,6 +72,16 @@ def hash_weights(model: nn.Module) -> str:
         flat = tensor.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _flatten(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield key, repr(value)
+        return
+    for name, part in value.items():
+        yield from _flatten(part, f'{key}.{name}' if key else str(name))
 
 
 def _ask_git(root: Path, *command: str) -> str | None:

@@ -11,6 +11,7 @@ from mmdscnet.launch import (
     check_checkpoint,
     enable_amp,
     enable_test_time_augmentation,
+    find_checkpoint_to_resume,
     join_ranks,
     leave_together,
     prepare_cpu_launch,
@@ -231,3 +232,31 @@ def test_weights_that_are_there_pass(tmp_path):
     (tmp_path / 'a.pth').touch()
     init_cfg = dict(checkpoint=str(tmp_path / 'a.pth'))
     check_backbone_weights(Config(dict(model=dict(backbone=dict(init_cfg=init_cfg)))))
+
+
+class TestResume:
+    @pytest.fixture
+    def cfg(self, tmp_path):
+        (tmp_path / 'last_checkpoint').write_text('/old/place/iter_2.pth')
+        return Config(dict(work_dir=str(tmp_path), resume=True))
+
+    def test_checkpoint_of_a_moved_work_dir_is_found(self, cfg, tmp_path):
+        (tmp_path / 'iter_2.pth').touch()
+        find_checkpoint_to_resume(cfg)
+        assert cfg.load_from == str(tmp_path / 'iter_2.pth')
+
+    def test_checkpoint_that_is_where_it_was_is_left_to_mmengine(self, cfg, tmp_path):
+        (tmp_path / 'iter_2.pth').touch()
+        (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+        find_checkpoint_to_resume(cfg)
+        assert 'load_from' not in cfg
+
+    def test_checkpoint_that_is_nowhere_is_named(self, cfg):
+        with pytest.raises(FileNotFoundError, match=r"'/old/place/iter_2\.pth'.*load_from=\.\.\."):
+            find_checkpoint_to_resume(cfg)
+
+    def test_training_from_the_start_and_own_choice_are_left_alone(self, cfg):
+        cfg.load_from = 'other.pth'
+        find_checkpoint_to_resume(cfg)
+        assert cfg.load_from == 'other.pth'
+        find_checkpoint_to_resume(Config(dict(cfg.to_dict(), load_from=None, resume=False)))

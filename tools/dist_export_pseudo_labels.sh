@@ -11,4 +11,4 @@ CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3
 shift 3
-exec "$(dirname "$0")/dist_run.sh" export_pseudo_labels.py "$GPUS" "$CONFIG" "$CHECKPOINT" "$@"
+exec bash "$(dirname "$0")/dist_run.sh" export_pseudo_labels.py "$GPUS" "$CONFIG" "$CHECKPOINT" "$@"

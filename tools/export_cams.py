@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from torch.distributed.elastic.multiprocessing.errors import record
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -58,6 +59,7 @@ def use_views(cfg: Config) -> None:
     drop_masks(cfg)
 
 
+@record
 def main() -> None:
     """Export as the command line says."""
     args = parse_args()

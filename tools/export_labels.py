@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 from mmengine.dist import get_rank
+from torch.distributed.elastic.multiprocessing.errors import record
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -73,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record
 def main() -> None:
     """Export as the command line says."""
     args = parse_args()

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_rank
+from torch.distributed.elastic.multiprocessing.errors import record
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
@@ -166,6 +167,7 @@ def report(version: StoreVersion, masks: str | None, labels: str) -> None:
         print(f'mIoU {scores.mean_iou:.2f} over {len(ids)} images with masks (labels {labels})')
 
 
+@record
 def main() -> None:
     """Export as the command line says."""
     args = parse_args()

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.distributed.elastic.multiprocessing.errors import record
 
 # A clone runs without being installed; an installed mmdscnet comes first on the path.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -17,6 +18,7 @@ import mmdscnet  # noqa: F401
 from mmdscnet.launch import (
     check_checkpoint,
     enable_test_time_augmentation,
+    join_ranks,
     leave_together,
     read_run_config,
 )
@@ -66,6 +68,7 @@ def add_prediction_writer(cfg: Config, out: str) -> None:
     cfg.test_evaluator = [*metrics, dict(type='IoUMetric', format_only=True, output_dir=out)]
 
 
+@record
 def main() -> None:
     """Test as the command line says."""
     args = parse_args()
@@ -79,7 +82,12 @@ def main() -> None:
         enable_test_time_augmentation(cfg)
     if args.out:
         add_prediction_writer(cfg, args.out)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if 'runner_type' in cfg:
+        # Its strategy joins the ranks in its own way.
+        runner = RUNNERS.build(cfg)
+    else:
+        join_ranks(cfg)
+        runner = Runner.from_cfg(cfg)
     runner.test()
     leave_together()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.distributed.elastic.multiprocessing.errors import record
 
 # A clone runs without being installed; an installed mmdscnet comes first on the path.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -17,6 +18,8 @@ import mmdscnet  # noqa: F401
 from mmdscnet.launch import (
     check_backbone_weights,
     enable_amp,
+    find_checkpoint_to_resume,
+    join_ranks,
     leave_together,
     read_run_config,
 )
@@ -44,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record
 def main() -> None:
     """Train as the command line says."""
     args = parse_args()
@@ -53,7 +57,13 @@ def main() -> None:
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    find_checkpoint_to_resume(cfg)
+    if 'runner_type' in cfg:
+        # Its strategy joins the ranks in its own way.
+        runner = RUNNERS.build(cfg)
+    else:
+        join_ranks(cfg)
+        runner = Runner.from_cfg(cfg)
     runner.train()
     leave_together()
 

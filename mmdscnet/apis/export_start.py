@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import barrier, get_rank
+from mmengine.dist import barrier
 from mmseg.datasets import BaseSegDataset
 
-from mmdscnet.inference import list_image_ids
+from mmdscnet.inference import list_image_ids, open_together
 from mmdscnet.pseudo_labels import ExportFolder, hash_file
 
 
@@ -34,10 +34,7 @@ def start_export(
         ValueError: If the folder holds an export with other settings, or two images have one name.
     """
     ids = list_image_ids(dataset)
-    if get_rank() == 0:
-        ExportFolder(folder, suffix, settings)
-    barrier()
-    export = ExportFolder(folder, suffix, settings)
+    export = open_together(folder, suffix, settings)
     missing = set(export.missing(ids))
     # No rank may write before all have looked.
     barrier()

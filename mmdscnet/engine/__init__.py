@@ -5,6 +5,7 @@ from mmdscnet.engine.contrast_warmup_hook import ContrastWarmupHook
 from mmdscnet.engine.exact_resume_hook import ExactResumeHook
 from mmdscnet.engine.progress_hook import ProgressHook
 from mmdscnet.engine.pseudo_label_hook import PseudoLabelHook
+from mmdscnet.engine.rank_agreement_hook import RankAgreementHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -12,4 +13,5 @@ __all__ = [
     'ExactResumeHook',
     'ProgressHook',
     'PseudoLabelHook',
+    'RankAgreementHook',
 ]

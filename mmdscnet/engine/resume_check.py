@@ -1,9 +1,11 @@
 """Whether a training that resumes is still the one that was interrupted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+
+from mmdscnet.provenance import flatten_config
 
 # What makes it another training, and what changes its course.
 DECISIVE = ('model', 'optim_wrapper', 'randomness', 'train_dataloader')
@@ -47,7 +49,7 @@ def describe_run(cfg: Config, world_size: int) -> dict[str, Any]:
         dotted key, and ``world_size``.
     """
     sections = {key: value for key, value in cfg.to_dict().items() if key in DECISIVE + STEERING}
-    return dict(config=dict(_flatten(sections)), world_size=world_size)
+    return dict(config=flatten_config(sections), world_size=world_size)
 
 
 def compare_runs(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
@@ -112,13 +114,3 @@ def shorten(changes: list[str]) -> str:
     """
     more = f' and {len(changes) - SHOWN} more' if len(changes) > SHOWN else ''
     return '; '.join(changes[:SHOWN]) + more
-
-
-def _flatten(value: Any, key: str = '') -> Iterator[tuple[str, str]]:
-    if isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
-        value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
-        yield key, repr(value)
-        return
-    for name, part in value.items():
-        yield from _flatten(part, f'{key}.{name}' if key else str(name))

@@ -8,7 +8,7 @@ from mmdscnet.inference.affinity_walk import AffinityWalk
 from mmdscnet.inference.batch_cams import check_model, compute_cams
 from mmdscnet.inference.cam_stream import ImageCAMs, Throughput, stream_cams
 from mmdscnet.inference.image_list import ImageList, add_image_labels, find_images
-from mmdscnet.inference.labeling import Finishing, label_images, list_image_ids
+from mmdscnet.inference.labeling import Finishing, label_images, list_image_ids, open_together
 from mmdscnet.inference.view_batches import CAMBatch, Images, Unreadable, collate_views
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     'find_images',
     'label_images',
     'list_image_ids',
+    'open_together',
     'stream_cams',
 ]

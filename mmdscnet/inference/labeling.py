@@ -1,5 +1,6 @@
 """Label the images of a data set into a version of a store."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from mmengine.dist import all_gather_object, barrier, broadcast_object_list, get_rank
+from mmengine.dist import all_gather_object, barrier
 from mmseg.models.segmentors import EncoderDecoder
 
 from mmdscnet.datasets.read_rgb import read_rgb
@@ -29,6 +30,7 @@ from mmdscnet.pseudo_labels import (
     write_palette_png,
 )
 from mmdscnet.pseudo_labels.store import MANIFEST_FILE
+from mmdscnet.ranks import on_first_rank
 
 # Settings of a version that its CAMs do not depend on.
 AFTER_CAMS = ('labeler', 'walk')
@@ -176,11 +178,8 @@ def begin_together(
     Returns:
         The draft.
     """
-    number: list[int | None] = [None]
-    if get_rank() == 0:
-        number = [store.begin(settings, classes, palette).number]
-    broadcast_object_list(number)
-    return store.open_draft(number[0] or 0, settings, classes, palette)
+    number = on_first_rank(lambda: store.begin(settings, classes, palette).number)
+    return store.open_draft(number, settings, classes, palette)
 
 
 def open_cam_folder(folder: Path | None, settings: Mapping[str, Any]) -> ExportFolder | None:
@@ -199,10 +198,28 @@ def open_cam_folder(folder: Path | None, settings: Mapping[str, Any]) -> ExportF
     if folder is None:
         return None
     settings = {key: value for key, value in settings.items() if key not in AFTER_CAMS}
-    if get_rank() == 0:
-        ExportFolder(folder, '.npz', settings)
-    barrier()
-    return ExportFolder(folder, '.npz', settings)
+    return open_together(folder, '.npz', settings)
+
+
+def open_together(
+    folder: str | os.PathLike[str], suffix: str, settings: Mapping[str, Any]
+) -> ExportFolder:
+    """Make the folder of an export on the first rank, and open it on all.
+
+    Args:
+        folder: As for :class:`ExportFolder`.
+        suffix: As for it.
+        settings: As for it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RuntimeError: On the other ranks, if the first cannot make or use it.
+        ValueError: If it holds an export with other settings.
+    """
+    on_first_rank(lambda: ExportFolder(folder, suffix, settings).folder)
+    return ExportFolder(folder, suffix, settings)
 
 
 def list_missing(draft: StoreDraft, kept: ExportFolder | None, image_ids: list[str]) -> set[str]:
@@ -311,9 +328,7 @@ def publish_together(
     if len(everything) == len(image_ids) > 0:
         first = everything[image_ids[0]]
         raise ValueError(f'none of the {len(image_ids)} images can be read. The first: {first}')
-    if get_rank() == 0:
-        draft.publish(image_ids, everything)
-    barrier()
+    on_first_rank(lambda: draft.publish(image_ids, everything).number)
     return read_version(draft.export.folder)
 
 

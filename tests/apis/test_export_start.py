@@ -57,25 +57,18 @@ def test_image_listed_twice_is_refused_before_the_folder_is_made(
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('rank', [0, 1])
-def test_no_rank_writes_before_all_have_looked(dataset, tmp_path, monkeypatch, rank):
+def test_no_rank_writes_before_all_have_looked(dataset, tmp_path, monkeypatch):
     events = []
-    monkeypatch.setattr(export_start, 'get_rank', lambda: rank)
 
-    class Folder(export_start.ExportFolder):
-        def __init__(self, *args):
-            super().__init__(*args)
-            events.append('open')
-
+    class Folder(ExportFolder):
         def missing(self, ids):
             events.append('look')
             return super().missing(ids)
 
-    monkeypatch.setattr(export_start, 'ExportFolder', Folder)
+    monkeypatch.setattr(export_start, 'open_together', Folder)
     monkeypatch.setattr(export_start, 'barrier', lambda: events.append('wait'))
     start_export(tmp_path, '.png', SETTINGS, dataset)
-    # The first rank makes the folder, while the others wait for it.
-    assert events == ['open'] * (rank == 0) + ['wait', 'open', 'look', 'wait']
+    assert events == ['look', 'wait']
 
 
 def test_source_is_known_by_its_content_and_an_address_or_folder_by_itself(tmp_path):

@@ -4,7 +4,9 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,8 @@ def fork(function):
         os.setsid()
         function()
         status = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -60,9 +64,7 @@ def start(make_config, work_dir, ranks, log):
         port = server.getsockname()[1]
 
     def train(rank):
-        with open(log, 'a') as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = open(log, 'a', buffering=1)
         if ranks > 1:
             environment = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_PORT=port)
             os.environ.update({key: str(value) for key, value in environment.items()})
@@ -103,6 +105,24 @@ def read_result(work_dir):
     for number, state in checkpoint['optimizer']['state'].items():
         tensors |= {f'{number}.{key}': value for key, value in state.items()}
     return checkpoint['meta']['iter'], tensors
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+def test_other_number_of_processes_resumes_with_a_warning(make_config, tmp_path):
+    log = tmp_path / 'log'
+
+    def shorter(work_dir):
+        cfg = make_config(work_dir)
+        cfg.train_cfg.max_epochs = 2
+        return cfg
+
+    assert wait(start(shorter, 'run', 2, log), PATIENCE) == [0, 0], log.read_text()
+    assert wait(start(make_config, 'run', 1, log), PATIENCE) == [0], log.read_text()
+    assert read_result(tmp_path / 'run')[0] == 12
+    text = ''.join(path.read_text() for path in (tmp_path / 'run').rglob('*.log'))
+    assert 'trained by 2 processes with 2 images each, and goes on with 1 of 4' in text
+    assert 'its images and their augmentation stay the same' in text
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 
@@ -75,3 +76,24 @@ def test_error_of_a_process_ends_all(dist_run, export_project):
     assert result.returncode != 0
     assert "none.pth' is not a file" in result.stderr
     assert not (project / 'out').exists()
+
+
+def test_port_in_use_is_named_with_the_mend(dist_run):
+    with socket.socket() as server:
+        server.bind(('', 0))
+        server.listen()
+        port = str(server.getsockname()[1])
+        result = dist_run('train.py', 2, 'config.py', PORT=port)
+    assert result.returncode == 1
+    assert result.stdout == ''
+    assert result.stderr.startswith(f'PORT={port} cannot be listened on (')
+    assert 'Address already in use' in result.stderr
+    assert 'set PORT=... to a free port' in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize('port', ['many', '99999'])
+def test_port_that_is_none_is_refused(dist_run, port):
+    result = dist_run('train.py', 2, 'config.py', PORT=port)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f'PORT={port} cannot be listened on (')

@@ -2,9 +2,23 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+
+DYING = """
+import os, signal
+from mmengine.hooks import Hook
+from mmseg.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DyingHook(Hook):
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.rank == 1:
+            {how}
+"""
 
 
 def load_weight(work_dir, iteration):
@@ -61,6 +75,7 @@ def test_amp_without_cuda_is_refused(run_tool, toy_dir, tmp_path):
         ('dist_test.sh', ['config.py', 'a.pth'], 'CONFIG CHECKPOINT GPUS'),
         ('slurm_train.sh', ['partition', 'job'], 'PARTITION JOB_NAME CONFIG'),
         ('slurm_test.sh', ['partition', 'job', 'config.py'], 'JOB_NAME CONFIG CHECKPOINT'),
+        ('slurm_run.sh', ['export_cams.py', 'partition', 'job'], 'TOOL.py PARTITION JOB_NAME'),
     ],
 )
 def test_script_with_too_few_arguments_shows_its_usage(repository, tmp_path, script, args, usage):
@@ -79,6 +94,7 @@ def test_slurm_script_hands_srun_the_whole_command(repository, tmp_path):
     run = launch(repository, tmp_path, 'slurm_train.sh', *args, **environment)
     words = run.stdout.splitlines()
     assert {'--partition=part', '--job-name=a job', '--ntasks=8', '--quiet', '--mem=4G'} <= {*words}
+    assert words[-6].endswith('tools/train.py')
     assert words[-5:] == ['config.py', '--work-dir', 'a b', '--launcher', 'slurm']
 
 
@@ -105,3 +121,52 @@ def test_dscnet_trains_on_two_processes(repository, tmp_path, free_port):
     run = launch(repository, tmp_path, 'dist_train.sh', *args, PORT=free_port)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / 'run' / 'last_checkpoint').is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+@pytest.mark.parametrize(
+    ('how', 'cause'),
+    [
+        (
+            "raise ValueError('image 7.jpg is damaged: mend it')",
+            'ValueError: image 7.jpg is',
+        ),
+        ('os.kill(os.getpid(), signal.SIGKILL)', 'Signal 9 (SIGKILL) received'),
+    ],
+)
+def test_rank_that_dies_takes_the_job_down_with_its_error(
+    repository, toy_dir, tmp_path, free_port, how, cause
+):
+    (tmp_path / 'dying.py').write_text(DYING.format(how=how))
+    text = (toy_dir / 'config.py').read_text().replace("'toy'", "'toy', 'dying'")
+    (tmp_path / 'config.py').write_text(text + "custom_hooks = [dict(type='DyingHook')]\n")
+    environment = dict(PYTHONPATH=f'{toy_dir}{os.pathsep}{tmp_path}', PORT=free_port)
+    begin = time.monotonic()
+    args = (tmp_path / 'config.py', 2, '--work-dir', tmp_path / 'run')
+    run = launch(repository, tmp_path, 'dist_train.sh', *args, **environment)
+    assert time.monotonic() - begin < 60
+    assert run.returncode != 0
+    # The last thing that is said.
+    root_cause = run.stderr.rpartition('Root Cause (first observed failure)')[2]
+    assert cause in root_cause
+    assert 'rank      : 1 ' in root_cause
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+def test_ranks_with_other_configs_are_refused_before_anything_is_built(
+    repository, toy_dir, tmp_path, free_port
+):
+    rank = "int(__import__('os').environ['RANK'])"
+    text = (toy_dir / 'config.py').read_text().replace('lr=0.01', f'lr=0.1 + {rank}')
+    (tmp_path / 'config.py').write_text(text)
+    args = (tmp_path / 'config.py', 2, '--work-dir', tmp_path / 'run')
+    environment = dict(PYTHONPATH=str(toy_dir), PORT=free_port)
+    run = launch(repository, tmp_path, 'dist_train.sh', *args, **environment)
+    assert run.returncode != 0
+    assert (
+        'the processes of this job do not have the same config: optim_wrapper.optimizer.lr is 0.1 '
+        'on rank 0 and 1.1 on rank 1. Start all of them with the same command'
+    ) in run.stderr
+    assert not (tmp_path / 'run').exists()

@@ -11,5 +11,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    ranks=dict(type='RankAgreementHook'),
     resume=dict(type='ExactResumeHook'),
 )

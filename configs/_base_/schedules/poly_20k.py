@@ -9,5 +9,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='AtomicCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    ranks=dict(type='RankAgreementHook'),
     resume=dict(type='ExactResumeHook'),
 )
