@@ -64,7 +64,7 @@ def start(make_config, work_dir, ranks, log):
         port = server.getsockname()[1]
 
     def train(rank):
-        sys.stdout = sys.stderr = open(log, 'a', buffering=1)
+        sys.stdout = sys.stderr = open(log, 'a', buffering=1)  # noqa: SIM115
         if ranks > 1:
             environment = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_PORT=port)
             os.environ.update({key: str(value) for key, value in environment.items()})
