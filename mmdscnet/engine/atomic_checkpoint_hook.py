@@ -39,7 +39,10 @@ class AtomicCheckpointHook(CheckpointHook):
     leaves half a file, or nothing to resume from when ``max_keep_ckpts=1``. Here files are renamed
     when they are whole, and removed after what replaces them is written.
 
-    Checkpoints that go to other storage (``backend_args`` or ``file_client_args``) are left to it.
+    Checkpoints that go to other storage (``backend_args`` or ``file_client_args``) are left to it,
+    and those of mmengine's ``FlexibleRunner`` are written in place by its strategy; there too
+    ``last_checkpoint`` names a new one only when it is complete, and the one before stays until
+    then.
 
     Args:
         kwargs: As for mmengine's ``CheckpointHook``.
