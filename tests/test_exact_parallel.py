@@ -171,16 +171,17 @@ RECORD = dict(type='RecordHook')
 EMA = dict(type='EMAHook', momentum=0.1)
 UNORDERED = {'train_dataloader.sampler.shuffle': False}
 GROUPS = dict(_delete_=True, type='GroupSampler', group_size=2)
-FSDP_STRATEGY = dict(
-    type='FSDPStrategy',
-    model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu'),
-    # Every rank gets the whole state. With offload_to_cpu torch 2.13 crashes on a CPU.
-    state_dict_cfg=dict(
-        state_dict_type='FULL_STATE_DICT',
-        state_dict_config=dict(type='FullStateDictConfig', rank0_only=False),
-        optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=False),
-    ),
+FSDP = Config.fromfile(Path(__file__).parents[1] / 'configs/dscnet/voc_fsdp.py')
+FSDP.strategy.model_wrapper.device_id = 'cpu'
+# Layers of the small network become units of their own, the head does not.
+FSDP.strategy.model_wrapper.auto_wrap_policy.min_num_params = 3000
+# Every rank gets the whole state. 'full' offloads it to the CPU, where torch 2.13 crashes without GPU.
+FSDP.strategy.state_dict_cfg = dict(
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(type='FullStateDictConfig', rank0_only=False),
+    optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=False),
 )
+SHARDED = dict(runner_type=FSDP.runner_type, strategy=FSDP.strategy.to_dict())
 ON_SEAM = dict({f'model.{name}': value for name, value in SEAM.items()}, dtype='float32')
 # One step, whose gradient is what the parameters move by: in the next one a pixel may join another
 # group for a rounding of bfloat16, and the losses jump.
@@ -206,7 +207,11 @@ FORMS = dict(
         'compile': dict(backend='eager'),
         'train_dataloader.dataset.images': BATCH,
     },
-    fully_sharded=dict(runner_type='FlexibleRunner', strategy=FSDP_STRATEGY),
+    fully_sharded={
+        **SHARDED,
+        'optim_wrapper.paramwise_cfg': dict(custom_keys=dict(decode_head=dict(lr_mult=2.0))),
+    },
+    fully_sharded_on_seam={**SHARDED, **ON_SEAM},
     unused_allowed=dict(find_unused_parameters=True),
     on_seam=ON_SEAM,
     # mmcv's checkpoints are reentrant, and SEAM's two views go through them twice.
