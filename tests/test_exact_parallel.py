@@ -175,7 +175,7 @@ FSDP = Config.fromfile(Path(__file__).parents[1] / 'configs/dscnet/voc_fsdp.py')
 FSDP.strategy.model_wrapper.device_id = 'cpu'
 # Layers of the small network become units of their own, the head does not.
 FSDP.strategy.model_wrapper.auto_wrap_policy.min_num_params = 3000
-# Every rank gets the whole state. 'full' offloads it to the CPU, where torch 2.13 crashes without GPU.
+# Every rank gets the whole state. 'full' would offload it, and torch 2.13 crashes without a GPU.
 FSDP.strategy.state_dict_cfg = dict(
     state_dict_type='FULL_STATE_DICT',
     state_dict_config=dict(type='FullStateDictConfig', rank0_only=False),
