@@ -299,4 +299,7 @@ def gather_context(own: ImageContext) -> ImageContext:
     groups, keys, probabilities, valid, key_valid = gather_images(torch.cat(columns, dim=2)).split(
         widths, dim=2
     )
-    return ImageContext(groups, valid[..., 0] > 0, probabilities, keys, key_valid[..., 0] > 0)
+    # What has no gradient on a rank would get one here, over all pairs of slots, for nothing.
+    return ImageContext(
+        groups, valid[..., 0] > 0, probabilities.detach(), keys, key_valid[..., 0] > 0
+    )
