@@ -8,6 +8,7 @@ setuptools needs no guard here: mmengine 0.10.7 imports ``pkg_resources``, which
 dropped, so the requirements files pin ``setuptools<81``.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import sys
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 _REQUIRED = ('mmengine', 'mmcv', 'mmseg')
 _HISTORY_METHODS = ('min', 'max', 'mean', 'current')
@@ -34,6 +36,7 @@ def prepare() -> None:
     install_mmcv_ops_stand_in()
     allow_checkpoint_globals()
     register_package_names()
+    checkpoint_without_reentrance()
 
 
 def require_openmmlab() -> None:
@@ -148,3 +151,29 @@ def register_package_names() -> None:
     for module in MODULE2PACKAGE.keys() & distributions.keys() - {'mmdscnet'}:
         if MODULE2PACKAGE[module] not in distributions[module]:
             MODULE2PACKAGE[module] = distributions[module][0]
+
+
+def checkpoint_without_reentrance() -> None:
+    """Let ``activation_checkpointing`` of a config train all that it covers.
+
+    mmengine leaves the kind of checkpoint to torch, which still takes the reentrant one. That gives
+    no gradient to a module whose inputs need none, and says nothing: the backbone, whose inputs are
+    images, would not be trained. Nor does DistributedDataParallel allow it in a module that a step
+    uses twice, as SEAM does with the layers of its backbone.
+    """
+    from mmengine.runner import activation_checkpointing
+
+    activation_checkpointing.checkpoint = functools.partial(checkpoint, use_reentrant=False)
+
+
+def let_compile_skip_numpy() -> None:
+    """Let ``torch.compile`` go round numpy arrays instead of making tensors of them.
+
+    For a config with ``compile``, before the ``Runner`` trains. The image-level label is an array
+    among the metas of a sample, which mmengine copies within the compiled step, and Dynamo fails
+    at the copy of an array that it traces. No guard that the import runs: it would import Dynamo,
+    which takes longer than all the rest.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.trace_numpy = False

@@ -35,6 +35,7 @@ from torch import distributed
 
 import mmdscnet  # noqa: F401  (the ranks run without conftest.py)
 from mmdscnet.launch import prepare_cpu_launch
+from mmdscnet.stack import let_compile_skip_numpy
 
 # After mmdscnet, which mends what mmseg imports.
 from mmseg.models import SegDataPreProcessor  # isort: skip
@@ -197,8 +198,8 @@ FORMS = dict(
     plain={},
     accumulated={'optim_wrapper.accumulative_counts': 2},
     averaged=dict(custom_hooks=[RECORD, EMA]),
-    backbone_checkpointed={'model.backbone.with_cp': True},
-    layers_checkpointed=dict(activation_checkpointing=['backbone.layer3', 'backbone.layer4']),
+    blocks_checkpointed={'model.backbone.with_cp': True},
+    backbone_checkpointed=dict(activation_checkpointing='backbone'),
     head_checkpointed=dict(
         activation_checkpointing=['decode_head'] + [f'decode_head.{part}' for part in HEAD_PARTS]
     ),
@@ -214,8 +215,9 @@ FORMS = dict(
     fully_sharded_on_seam={**SHARDED, **ON_SEAM},
     unused_allowed=dict(find_unused_parameters=True),
     on_seam=ON_SEAM,
-    # mmcv's checkpoints are reentrant, and SEAM's two views go through them twice.
-    on_seam_checkpointed={
+    on_seam_backbone_checkpointed=dict(ON_SEAM, activation_checkpointing='backbone'),
+    # Those of mmseg's blocks are reentrant, and SEAM's two views go through them twice.
+    on_seam_blocks_checkpointed={
         **ON_SEAM,
         'model.backbone.with_cp': True,
         'model_wrapper_cfg': dict(
@@ -245,8 +247,7 @@ def train(form, ranks, folder):
     torch.set_default_dtype(getattr(torch, form.pop('dtype', 'float64')))
     cfg = make_config(form, ranks, folder)
     if 'compile' in cfg:
-        # Else Dynamo fails at the image-level labels, which are numpy arrays among the metas.
-        torch._dynamo.config.trace_numpy = False
+        let_compile_skip_numpy()
     prepare_cpu_launch(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     model = runner.train()

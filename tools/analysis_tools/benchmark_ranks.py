@@ -610,8 +610,7 @@ def describe_steps(costs: dict[str, list[dict]], batch_size: int) -> str:
     """
     first = np.array([cost['step'] for cost in next(iter(costs.values()))])
     lines = [
-        f'| {batch_size} images a step | s a step | middle half | time of the ranks to it | '
-        'middle half |',
+        f'| {batch_size} images a step | s a step | middle half | ranks / it | middle half |',
         '|---|---|---|---|---|',
     ]
     for name, rounds in costs.items():
