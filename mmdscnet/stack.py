@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 _REQUIRED = ('mmengine', 'mmcv', 'mmseg')
@@ -37,6 +38,7 @@ def prepare() -> None:
     allow_checkpoint_globals()
     register_package_names()
     checkpoint_without_reentrance()
+    name_arguments_of_sharded_state()
 
 
 def require_openmmlab() -> None:
@@ -164,6 +166,24 @@ def checkpoint_without_reentrance() -> None:
     from mmengine.runner import activation_checkpointing
 
     activation_checkpointing.checkpoint = functools.partial(checkpoint, use_reentrant=False)
+
+
+def name_arguments_of_sharded_state() -> None:
+    """Let a training with ``FSDPStrategy`` resume.
+
+    mmengine passes the state of the optimizer, the model and the optimizer in the order of torch
+    2.0, which torch 2.1 changed. Their names are the same in all versions.
+    """
+    from mmengine._strategy import FSDPStrategy
+
+    def load_optim_state_dict(self: Any, state_dict: dict) -> None:
+        """Load the state of the whole optimizer, or of this rank's shard."""
+        own = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+        )
+        self.optim_wrapper.load_state_dict(own)
+
+    FSDPStrategy.load_optim_state_dict = load_optim_state_dict
 
 
 def let_compile_skip_numpy() -> None:

@@ -409,6 +409,20 @@ def test_activation_checkpointing_changes_nothing(train_on, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('name', ['plain', 'fully_sharded'])
+def test_resumed_ranks_go_on_as_one_process(fork_ranks, train_on, name):
+    form = FORMS[name]
+    (expected,) = train_on(form_of_one(form), 1)
+    checkpoint = dict(_delete_=True, type='CheckpointHook')
+    saved = {'train_cfg.max_epochs': 1, 'default_hooks.checkpoint': checkpoint}
+    folder, codes = fork_ranks({**form, **saved}, 2)
+    assert codes == [0, 0], errors_of(folder)
+    records = train_on({**form, 'resume': True, 'load_from': str(folder / 'epoch_1.pth')}, 2)
+    rest = dict(expected, steps=expected['steps'][2:])
+    assert_same_training(rest, records, 1e-12)
+
+
+@pytest.mark.slow
 def test_accumulated_steps_contrast_within_their_own_batch(train_on):
     """Two steps are one of the double batch for all losses but the contrasts."""
     whole_form = {'train_dataloader.batch_size': 2 * BATCH}

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, MessageHub
@@ -17,6 +18,7 @@ from mmengine.runner import Runner
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmdscnet import stack
 
@@ -230,6 +232,19 @@ class TestActivationCheckpointing:
         expected = train()
         turn_on_activation_checkpointing(model, 'backbone')
         torch.testing.assert_close(train(), expected, rtol=0, atol=0)
+
+
+class TestShardedState:
+    def test_arguments_reach_torch_by_their_names(self, monkeypatch):
+        def load(model, optim, optim_state_dict):
+            return dict(model=model, optim=optim, state=optim_state_dict)
+
+        monkeypatch.setattr(FullyShardedDataParallel, 'optim_state_dict_to_load', load)
+        loaded = {}
+        wrapper = SimpleNamespace(optimizer='optimizer', load_state_dict=loaded.update)
+        strategy = SimpleNamespace(model='model', optim_wrapper=wrapper)
+        FSDPStrategy.load_optim_state_dict(strategy, 'state')
+        assert loaded == dict(model='model', optim='optimizer', state='state')
 
 
 class TestCompile:
