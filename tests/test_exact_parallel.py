@@ -221,7 +221,10 @@ FORMS = dict(
         **ON_SEAM,
         'model.backbone.with_cp': True,
         'model_wrapper_cfg': dict(
-            type='MMDistributedDataParallel', device_ids=None, static_graph=True
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            static_graph=True,
         ),
     },
     autocast=AUTOCAST,
