@@ -1,7 +1,7 @@
 # M4 on VOC 2012 with parameters, gradients and the optimiser's state sharded over the GPUs (FSDP).
 # The same training as voc.py; test and export its checkpoints with voc.py. On gloo ranks a small
 # network gives the numbers of one process to rounding (tests/test_exact_parallel.py); not run on
-# GPUs yet. On a CPU also give strategy.model_wrapper.device_id=cpu and another state_dict_cfg: torch
+# GPUs yet. On a CPU set strategy.model_wrapper.device_id=cpu and another state_dict_cfg: torch
 # 2.13 crashes there when 'full' offloads a state. mmengine's EMAHook cannot copy a sharded model.
 _base_ = './voc.py'
 runner_type = 'FlexibleRunner'
