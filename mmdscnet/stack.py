@@ -8,6 +8,7 @@ setuptools needs no guard here: mmengine 0.10.7 imports ``pkg_resources``, which
 dropped, so the requirements files pin ``setuptools<81``.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import sys
@@ -19,6 +20,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 _REQUIRED = ('mmengine', 'mmcv', 'mmseg')
 _HISTORY_METHODS = ('min', 'max', 'mean', 'current')
@@ -34,6 +37,8 @@ def prepare() -> None:
     install_mmcv_ops_stand_in()
     allow_checkpoint_globals()
     register_package_names()
+    checkpoint_without_reentrance()
+    name_arguments_of_sharded_state()
 
 
 def require_openmmlab() -> None:
@@ -148,3 +153,47 @@ def register_package_names() -> None:
     for module in MODULE2PACKAGE.keys() & distributions.keys() - {'mmdscnet'}:
         if MODULE2PACKAGE[module] not in distributions[module]:
             MODULE2PACKAGE[module] = distributions[module][0]
+
+
+def checkpoint_without_reentrance() -> None:
+    """Let ``activation_checkpointing`` of a config train all that it covers.
+
+    mmengine leaves the kind of checkpoint to torch, which still takes the reentrant one. That gives
+    no gradient to a module whose inputs need none, and says nothing: the backbone, whose inputs are
+    images, would not be trained. Nor does DistributedDataParallel allow it in a module that a step
+    uses twice, as SEAM does with the layers of its backbone.
+    """
+    from mmengine.runner import activation_checkpointing
+
+    activation_checkpointing.checkpoint = functools.partial(checkpoint, use_reentrant=False)
+
+
+def name_arguments_of_sharded_state() -> None:
+    """Let a training with ``FSDPStrategy`` resume.
+
+    mmengine passes the state of the optimizer, the model and the optimizer in the order of torch
+    2.0, which torch 2.1 changed. Their names are the same in all versions.
+    """
+    from mmengine._strategy import FSDPStrategy
+
+    def load_optim_state_dict(self: Any, state_dict: dict) -> None:
+        """Load the state of the whole optimizer, or of this rank's shard."""
+        own = FullyShardedDataParallel.optim_state_dict_to_load(
+            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
+        )
+        self.optim_wrapper.load_state_dict(own)
+
+    FSDPStrategy.load_optim_state_dict = load_optim_state_dict
+
+
+def let_compile_skip_numpy() -> None:
+    """Let ``torch.compile`` go round numpy arrays instead of making tensors of them.
+
+    For a config with ``compile``, before the ``Runner`` trains. The image-level label is an array
+    among the metas of a sample, which mmengine copies within the compiled step, and Dynamo fails
+    at the copy of an array that it traces. No guard that the import runs: it would import Dynamo,
+    which takes longer than all the rest.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.trace_numpy = False

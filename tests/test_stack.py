@@ -9,12 +9,16 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
+from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmdscnet import stack
 
@@ -213,3 +217,59 @@ class TestPackageNames:
         )
         stack.register_package_names()
         assert MODULE2PACKAGE['mmseg'] == 'mmsegmentation'
+
+
+class TestActivationCheckpointing:
+    def test_module_whose_inputs_need_no_gradient_is_trained(self):
+        model = nn.ModuleDict(dict(backbone=nn.Linear(3, 3), head=nn.Linear(3, 1)))
+        inputs = torch.randn(4, 3)
+
+        def train():
+            model.zero_grad()
+            model.head(model.backbone(inputs).square()).sum().backward()
+            return [parameter.grad for parameter in model.parameters()]
+
+        expected = train()
+        turn_on_activation_checkpointing(model, 'backbone')
+        torch.testing.assert_close(train(), expected, rtol=0, atol=0)
+
+
+class TestShardedState:
+    def test_arguments_reach_torch_by_their_names(self, monkeypatch):
+        def load(model, optim, optim_state_dict):
+            return dict(model=model, optim=optim, state=optim_state_dict)
+
+        monkeypatch.setattr(FullyShardedDataParallel, 'optim_state_dict_to_load', load)
+        loaded = {}
+        wrapper = SimpleNamespace(optimizer='optimizer', load_state_dict=loaded.update)
+        strategy = SimpleNamespace(model='model', optim_wrapper=wrapper)
+        FSDPStrategy.load_optim_state_dict(strategy, 'state')
+        assert loaded == dict(model='model', optim='optimizer', state='state')
+
+
+class TestCompile:
+    @pytest.fixture
+    def compiled(self):
+        """Compiled function that copies a sample, as data preprocessors do."""
+        # Whatever another test has compiled or set, this starts anew.
+        torch._dynamo.reset()
+
+        @torch.compile(backend='eager')
+        def copy_sample(inputs, sample):
+            return inputs + len(sample.new().label)
+
+        with torch._dynamo.config.patch(trace_numpy=True):
+            yield copy_sample
+        torch._dynamo.reset()
+
+    @pytest.fixture
+    def sample(self):
+        return BaseDataElement(metainfo=dict(label=np.ones(3, dtype=np.float32)))
+
+    def test_arrays_among_the_metas_are_copied_as_they_are(self, compiled, sample):
+        stack.let_compile_skip_numpy()
+        assert compiled(torch.zeros(1), sample) == 3
+
+    def test_otherwise_the_copy_fails(self, compiled, sample):
+        with pytest.raises(torch._dynamo.exc.TorchRuntimeError, match='__deepcopy__'):
+            compiled(torch.zeros(1), sample)

@@ -1,6 +1,7 @@
 """Every config of the repository, without its data and its weights."""
 
 import ast
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,17 @@ import torch
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS, VISUALIZERS, init_default_scope
+from mmengine.registry import (
+    FUNCTIONS,
+    MODEL_WRAPPERS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    STRATEGIES,
+    VISUALIZERS,
+    init_default_scope,
+)
 from mmengine.structures import PixelData
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
@@ -54,6 +64,9 @@ def ablation_of(name):
 
 ABLATIONS = [path for path in PATHS if folder_of(path) in WEAK]
 VARIANTS = [path for path in ABLATIONS if folder_of(path) == 'dscnet']
+
+# Variants that change nothing but how the ranks share the work.
+LAUNCHES = ['dscnet/voc_fsdp.py', 'dscnet/voc_deepspeed.py']
 
 
 def read(name):
@@ -196,6 +209,11 @@ def test_variant_changes_head_sampler_and_hooks_only(name):
     for cfg in (variant, parent):
         del cfg['model']['decode_head'], cfg['train_dataloader']['sampler']
         cfg.pop('custom_hooks', None)
+        if name in LAUNCHES:
+            del cfg['optim_wrapper']['type']
+            assert ('strategy' in cfg) == (cfg is variant)
+            cfg.pop('strategy', None)
+            cfg.pop('runner_type', None)
         steps = cfg['train_dataloader']['dataset']['pipeline']
         readers = [step for step in steps if step['type'] == 'LoadStoredLabels']
         assert len(readers) == (name.endswith('_stored.py') and cfg is variant)
@@ -205,6 +223,40 @@ def test_variant_changes_head_sampler_and_hooks_only(name):
             steps.remove(reader)
         cfg.pop('train_pipeline', None)
     assert variant == parent
+
+
+@pytest.mark.parametrize('name', LAUNCHES)
+def test_launch_trains_the_model_of_its_parent(name):
+    variant, parent = read(name), read(parent_of(name))
+    assert variant.runner_type == 'FlexibleRunner'
+    assert STRATEGIES.get(variant.strategy.type) is not None
+    for key in ('model', 'train_dataloader', 'custom_hooks', 'param_scheduler'):
+        assert variant[key] == parent[key]
+
+
+def test_fsdp_leaves_the_head_whole():
+    cfg = read('dscnet/voc_fsdp.py')
+    wrapper = cfg.strategy.model_wrapper
+    assert MODEL_WRAPPERS.get(wrapper.type) is MMFullyShardedDataParallel
+    model = build_model(cfg)
+    policy = FUNCTIONS.get(wrapper.auto_wrap_policy.type)
+    arguments = dict(recurse=False, min_num_params=wrapper.auto_wrap_policy.min_num_params)
+
+    def is_wrapped(module):
+        count = sum(parameter.numel() for parameter in module.parameters())
+        return policy(module, nonwrapped_numel=count, **arguments)
+
+    assert is_wrapped(model.backbone)
+    assert not is_wrapped(model.decode_head)
+    assert not is_wrapped(model.pcm)
+
+
+@pytest.mark.skipif(find_spec('deepspeed') is not None, reason='DeepSpeed is installed')
+def test_missing_deepspeed_is_named(tmp_path):
+    cfg = read('dscnet/voc_deepspeed.py')
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path), launcher='none', log_level='ERROR'))
+    with pytest.raises(AssertionError, match='DeepSpeed is not installed'):
+        RUNNERS.build(cfg)
 
 
 @pytest.mark.parametrize('name', [path for path in PATHS if path not in ABLATIONS])

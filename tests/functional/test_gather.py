@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmdscnet.functional.contrast import class_contrast
-from mmdscnet.functional.gather import gather_images, own_images, world_size
+from mmdscnet.functional.gather import check_sizes, gather_images, own_images, world_size
 
 RANKS = 2
 IMAGES = 3  # a rank
@@ -79,6 +80,19 @@ def gather_strided(rank: int) -> dict[str, Tensor]:
     return {'strided': gather_images(make_rows(rank).double().transpose(0, 2)).transpose(0, 1)}
 
 
+def gather_uneven(rank: int) -> dict[str, Tensor]:
+    """The second rank has one image less: no row is exchanged, and both say so."""
+    with pytest.raises(
+        ValueError, match=r'the ranks hold \[3, 2\] images of one batch; .*rounds up'
+    ):
+        gather_images(make_rows(rank)[: IMAGES - rank])
+    return {}
+
+
+# After what must fail, the ranks still agree.
+CASES = (gather_uneven, weigh_all, weigh_own, add_two, contrast_in_parallel, gather_strided)
+
+
 def run_rank(rank: int, folder: str) -> None:
     """Body of one process: run every case and save what it returned."""
     torch.set_num_threads(1)
@@ -86,7 +100,7 @@ def run_rank(rank: int, folder: str) -> None:
         'gloo', init_method=f'file://{folder}/init', rank=rank, world_size=RANKS
     )
     results = {'world_size': torch.tensor(world_size())}
-    for case in (weigh_all, weigh_own, add_two, contrast_in_parallel, gather_strided):
+    for case in CASES:
         results.update(case(rank))
     torch.save(results, f'{folder}/rank{rank}.pt')
     dist.destroy_process_group()
@@ -167,3 +181,18 @@ def test_two_ranks_give_the_loss_and_the_gradient_of_one(ranks: list[dict[str, T
         torch.testing.assert_close(
             result['weight_grad'], projection.weight.grad, rtol=1e-5, atol=1e-6
         )
+
+
+def test_equal_sizes_pass():
+    check_sizes(torch.tensor([3, 3]), 3)
+
+
+def test_other_sizes_are_named_with_the_mend():
+    with pytest.raises(ValueError, match=r'hold \[3, 2\] images .*DefaultSampler.*round_up=True'):
+        check_sizes(torch.tensor([3, 2]), 3)
+
+
+def test_sizes_on_a_gpu_are_not_read_back():
+    """Tensors without values refuse to be read, for which a GPU would have to be waited for."""
+    with FakeTensorMode():
+        check_sizes(torch.empty(2, dtype=torch.int64, device='cuda'), 3)

@@ -58,6 +58,10 @@ class DSCHead(CAMHead):
         part be met by reading which nodes there are, without locating anything.
 
     Note:
+        Activation checkpointing may cover the backbone, or parts of it, and the losses, but not
+        :meth:`describe_batch`, which moves the class memory: computed again it would move it twice.
+
+    Note:
         The refined classifier is written as the sum of two 1x1 convolutions, one on the features
         and one on the enriched pixels: the same function as one on their concatenation (Eq. 11).
         The first starts as a copy of the CAM classifier and the second at zero, so that training
@@ -162,7 +166,8 @@ class DSCHead(CAMHead):
         embeddings = self.projection(feat)
         own = self.describe_images(embeddings, cam_logits, image_labels)
         batch = gather_context(own)
-        memory = self.memory[None], self.memory_valid[None]
+        # Copies, because the memory moves below: activation checkpointing computes a loss again.
+        memory = self.memory.clone()[None], self.memory_valid.clone()[None]
         contrasts, refined_logits = {}, None
         if self.pgcl is not None:
             contrast = self.pgcl(batch.groups, batch.valid, *memory)
@@ -294,4 +299,7 @@ def gather_context(own: ImageContext) -> ImageContext:
     groups, keys, probabilities, valid, key_valid = gather_images(torch.cat(columns, dim=2)).split(
         widths, dim=2
     )
-    return ImageContext(groups, valid[..., 0] > 0, probabilities, keys, key_valid[..., 0] > 0)
+    # What has no gradient on a rank would get one here, over all pairs of slots, for nothing.
+    return ImageContext(
+        groups, valid[..., 0] > 0, probabilities.detach(), keys, key_valid[..., 0] > 0
+    )

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import load_checkpoint, save_checkpoint
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmseg.registry import MODELS
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -92,6 +93,20 @@ def test_warm_up_keeps_every_parameter_in_the_graph(build_head, feats, ablation)
     assert all(parameter.grad is not None for parameter in head.parameters())
     assert head.classifier.weight.grad.count_nonzero() > 0
     assert head.projection.weight.grad.count_nonzero() == 0
+
+
+def test_contrasts_computed_again_in_backward_see_the_memory_of_their_step(build_head, feats):
+    def train(recompute):
+        torch.manual_seed(1)
+        head = build_head('m3')
+        if recompute:
+            turn_on_activation_checkpointing(head, ['pgcl', 'sgcl'])
+        for _ in range(2):
+            losses = head.loss_by_image_labels(feats, LABELS)
+        sum_of(losses).backward()
+        return [parameter.grad for parameter in head.parameters()]
+
+    torch.testing.assert_close(train(recompute=True), train(recompute=False), rtol=0, atol=1e-6)
 
 
 def test_contrasts_train_the_embeddings_but_not_the_classifier(build_head, feats):
