@@ -14,6 +14,7 @@ from torch import distributed
 
 from mmdscnet.provenance import flatten_config
 from mmdscnet.ranks import check_ranks_agree
+from mmdscnet.stack import let_compile_skip_numpy
 
 
 def read_run_config(
@@ -48,6 +49,8 @@ def read_run_config(
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{run_name(path)}'
     prepare_cpu_launch(cfg)
+    if cfg.get('compile'):
+        let_compile_skip_numpy()
     return cfg
 
 
@@ -75,7 +78,7 @@ def prepare_cpu_launch(cfg: Config) -> None:
 
     Args:
         cfg: Config of the run with its ``launcher``; its ``model_wrapper_cfg`` is set to a wrapper
-            without devices when it has none.
+            without devices when it has none, and so is the wrapper of ``FSDPStrategy``.
 
     Raises:
         ValueError: If there is no CUDA and the launcher is neither ``none`` nor ``pytorch``.
@@ -94,6 +97,8 @@ def prepare_cpu_launch(cfg: Config) -> None:
             broadcast_buffers=False,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
+    if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
+        cfg.strategy.model_wrapper = {'device_id': 'cpu', **cfg.strategy.get('model_wrapper', {})}
     if not distributed.is_initialized():
         if 'WORLD_SIZE' not in os.environ:
             raise ValueError(
@@ -136,6 +141,11 @@ def enable_amp(cfg: Config) -> None:
             '--amp needs CUDA, and torch finds none: leave the flag out to train in float32'
         )
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind == 'DeepSpeedOptimWrapper':
+        raise ValueError(
+            '--amp is not for DeepSpeed, whose mixed precision is set in strategy.bf16 or '
+            'strategy.fp16 and rounds the class memory too: leave the flag out'
+        )
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(
             f"--amp replaces optim_wrapper.type 'OptimWrapper', and the config has {kind!r}: "

@@ -47,6 +47,15 @@ def test_options_overwrite_the_config(config):
     assert read_run_config(config, options={'model.depth': 2}).model.depth == 2
 
 
+def test_compiling_goes_round_the_labels(config, monkeypatch):
+    calls = []
+    monkeypatch.setattr(launch, 'let_compile_skip_numpy', lambda: calls.append('called'))
+    read_run_config(config)
+    assert not calls
+    read_run_config(config, options={'compile': True})
+    assert calls
+
+
 def test_work_dir_of_command_line_comes_before_config_and_name(config):
     assert read_run_config(config).work_dir == 'work_dirs/cam_tiny'
     options = {'work_dir': 'from_config'}
@@ -112,6 +121,12 @@ class TestCpuLaunch:
         prepare_cpu_launch(cfg)
         assert cfg.model_wrapper_cfg == dict(type='Own')
 
+    def test_sharded_parameters_stay_on_the_cpu(self, without_cuda, monkeypatch):
+        monkeypatch.setattr(distributed, 'is_initialized', lambda: True)
+        cfg = Config(dict(launcher='pytorch', strategy=dict(type='FSDPStrategy')))
+        prepare_cpu_launch(cfg)
+        assert cfg.strategy.model_wrapper.device_id == 'cpu'
+
 
 class TestLeaving:
     @pytest.fixture
@@ -153,6 +168,10 @@ class TestAmp:
         cfg = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', loss_scale=512.0)))
         enable_amp(cfg)
         assert cfg.optim_wrapper.loss_scale == 512.0
+
+    def test_deepspeed_names_its_own_settings(self, with_cuda):
+        with pytest.raises(ValueError, match=r'strategy\.bf16 or strategy\.fp16'):
+            enable_amp(Config(dict(optim_wrapper=dict(type='DeepSpeedOptimWrapper'))))
 
     def test_wrapper_of_another_kind_is_refused(self, with_cuda):
         with pytest.raises(ValueError, match="the config has 'ApexOptimWrapper'"):
