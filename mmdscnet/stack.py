@@ -4,8 +4,8 @@ Stock MMSegmentation was released for older versions of torch, mmcv and pip. Eac
 thing that fails today, and does nothing on a stack that does not need it. ``import mmdscnet``
 calls :func:`prepare` before it imports anything of ``mmseg``.
 
-setuptools needs no guard here: mmengine 0.10.7 imports ``pkg_resources``, which setuptools 81
-dropped, so the requirements files pin ``setuptools<81``.
+setuptools needs no guard here: ``requirements/lite.txt`` keeps one that still has the
+``pkg_resources`` that mmengine imports.
 """
 
 import importlib.metadata
@@ -68,8 +68,8 @@ class _MissingOps(ModuleType):
         def missing_op(*args: object, **kwargs: object) -> NoReturn:
             raise NotImplementedError(
                 f'mmcv op {name!r} needs the compiled mmcv, and only its pure Python part is '
-                'installed: run `pip uninstall mmcv-lite` and then '
-                "`pip install --no-build-isolation 'mmcv==2.1.0'`"
+                'installed: run `pip uninstall mmcv-lite` and then, in a clone of mmdscnet, '
+                '`pip install --no-build-isolation -r requirements/mminstall.txt`'
             )
 
         return missing_op

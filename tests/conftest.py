@@ -20,7 +20,7 @@ from PIL import Image
 import mmdscnet  # noqa: F401  (mends the stack before any test imports mmseg)
 from mmdscnet.models.segmentors import CAMTTAModel
 
-from mmseg.registry import DATASETS, MODELS  # noqa: E402  # isort: skip
+from mmseg.registry import DATASETS, MODELS  # isort: skip
 
 # The tensors of the tests are too small to gain from threads, and sums keep their order.
 torch.set_num_threads(1)
