@@ -176,7 +176,14 @@ def allow_checkpoint_globals() -> None:
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         allowed += [(reconstruct, f'{module}._reconstruct'), (scalar, f'{module}.scalar')]
     allowed.append((get_history_method, 'builtins.getattr'))
-    torch.serialization.add_safe_globals(allowed)
+    # Under their names, because the forks' mmengine takes back after a load what it admitted for
+    # it, and the bare classes are among that.
+    torch.serialization.add_safe_globals(
+        [
+            entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__name__}')
+            for entry in allowed
+        ]
+    )
 
 
 def register_package_names() -> None:
