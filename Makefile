@@ -1,17 +1,21 @@
 # Both `make demo` and `make test` work as the first command in a fresh clone.
 # VENV=path uses an environment that exists already, as it is; PYTHON=path makes .venv with that
-# Python; TORCH_INDEX= takes torch from pip's own index (with CUDA on Linux).
+# Python; TORCH_INDEX= takes torch from pip's own index (with CUDA on Linux). STACK=onedl runs any
+# target on the packages of requirements/onedl.txt, in .venv-onedl.
 
 PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-VENV := .venv
+STACK := lite
+VENV := .venv$(patsubst %,-%,$(filter-out lite,$(STACK)))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
-TORCH := $(shell grep -o '^torch==[0-9.]*' requirements/lite.txt)
+# The mmcv of the forks is built on the spot; a cached build may be of another torch.
+CACHE_onedl := --no-cache-dir
+PYTHON_MIN := $(shell sed -n "s/.*python_requires='>=\(.*\)'.*/\1/p" setup.py)
 # A changed requirement changes the name of the stamp, and with it the environment.
 STAMP := $(VENV)/made-from-$(shell cat requirements/*.txt setup.py | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-fast lint format clean clean-env environment
+.PHONY: demo test test-fast test-onedl lint format clean clean-env environment
 
 demo: environment
 	@$(BIN)/python tools/demo.py $(if $(DATA),--data '$(DATA)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')
@@ -38,6 +42,9 @@ test: environment crf
 test-fast: environment
 	@$(BIN)/python -m pytest -m 'not slow'
 
+test-onedl:
+	@$(MAKE) --no-print-directory test-fast STACK=onedl
+
 LINTS := lint-ruff lint-format lint-types lint-imports lint-spelling
 .PHONY: $(LINTS)
 lint: $(LINTS)
@@ -58,10 +65,10 @@ format: environment
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +
 
 clean-env:
-	rm -rf .venv mmdscnet.egg-info
+	rm -rf .venv .venv-onedl mmdscnet.egg-info
 
 ifeq ($(origin VENV),file)
 environment: $(STAMP)
@@ -75,15 +82,15 @@ endif
 # torch comes first and from its own index, because pip's default build brings gigabytes of CUDA.
 $(STAMP):
 	@command -v '$(PYTHON)' >/dev/null || { \
-		echo "no Python at PYTHON=$(PYTHON): install Python 3.10 or newer, or give its path as PYTHON=..." >&2; exit 1; }
-	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), and mmdscnet needs 3.10 or newer: give another as PYTHON=..." >&2; exit 1; }
+		echo "no Python at PYTHON=$(PYTHON): install Python $(PYTHON_MIN) or newer, or give its path as PYTHON=..." >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit("%d.%02d" % sys.version_info[:2] < "$(PYTHON_MIN)")' || { \
+		echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), and mmdscnet needs $(PYTHON_MIN) or newer: give another as PYTHON=..." >&2; exit 1; }
 	@echo "making the environment $(VENV) (a minute or two, once)"
 	@'$(PYTHON)' -m venv --clear $(VENV) >/dev/null 2>&1 || $(MAKE) --no-print-directory venv-without-ensurepip
 	@echo "installing torch"
-	@$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 0 --timeout 30 --extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	@$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 0 --timeout 30 --extra-index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@echo "installing the stack and the tools"
-	@$(PIP) -r requirements/lite.txt -r requirements/tests.txt -r requirements/dev.txt
+	@$(PIP) $(CACHE_$(STACK)) -r requirements/$(STACK).txt -r requirements/tests.txt -r requirements/dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 

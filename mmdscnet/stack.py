@@ -4,8 +4,8 @@ Stock MMSegmentation was released for older versions of torch, mmcv and pip. Eac
 thing that fails today, and does nothing on a stack that does not need it. ``import mmdscnet``
 calls :func:`prepare` before it imports anything of ``mmseg``.
 
-setuptools needs no guard here: mmengine 0.10.7 imports ``pkg_resources``, which setuptools 81
-dropped, so the requirements files pin ``setuptools<81``.
+setuptools needs no guard here: ``requirements/lite.txt`` keeps one that still has the
+``pkg_resources`` that mmengine imports.
 """
 
 import functools
@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, ModuleSpec
 from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, NoReturn
@@ -25,6 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 _REQUIRED = ('mmengine', 'mmcv', 'mmseg')
 _HISTORY_METHODS = ('min', 'max', 'mean', 'current')
+# The operators that torchvision's Python code looks up when it is imported.
+_TORCHVISION_OPERATORS = ('nms', 'qnms')
+# torch forgets the schemas of a library that nobody keeps.
+_kept_libraries: list[torch.library.Library] = []
 
 
 def prepare() -> None:
@@ -35,6 +39,7 @@ def prepare() -> None:
     """
     require_openmmlab()
     install_mmcv_ops_stand_in()
+    define_torchvision_operators()
     allow_checkpoint_globals()
     register_package_names()
     checkpoint_without_reentrance()
@@ -68,8 +73,8 @@ class _MissingOps(ModuleType):
         def missing_op(*args: object, **kwargs: object) -> NoReturn:
             raise NotImplementedError(
                 f'mmcv op {name!r} needs the compiled mmcv, and only its pure Python part is '
-                'installed: run `pip uninstall mmcv-lite` and then '
-                "`pip install --no-build-isolation 'mmcv==2.1.0'`"
+                'installed: run `pip uninstall mmcv-lite` and then, in a clone of mmdscnet, '
+                '`pip install --no-build-isolation -r requirements/mminstall.txt`'
             )
 
         return missing_op
@@ -88,6 +93,47 @@ def install_mmcv_ops_stand_in() -> None:
     # spec without a loader as "no operators", which is the truth.
     module.__spec__ = ModuleSpec('mmcv._ext', loader=None)
     sys.modules['mmcv._ext'] = module
+
+
+def define_torchvision_operators() -> None:
+    """Let a torchvision be imported whose operators were compiled for another torch.
+
+    A CPU build of torch beside PyPI's torchvision, which is built for CUDA, is the usual case. Then
+    ``import torchvision`` fails, and with it mmengine's ``Runner``, which logs the version. The
+    operators are defined without a computation, so that the error comes with the call of one. With
+    a torchvision that fits nothing happens. torchvision itself is not imported.
+    """
+    spec = importlib.util.find_spec('torchvision')
+    folders = spec.submodule_search_locations if spec is not None else None
+    # Two definitions of an operator are an error: somebody may have been here before.
+    if not folders or hasattr(torch.ops.torchvision, 'nms') or _load_operators(folders[0]):
+        return
+    library = torch.library.Library('torchvision', 'DEF')
+    for name in _TORCHVISION_OPERATORS:
+        library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+        library.impl(name, _missing_torchvision_operator, 'CompositeExplicitAutograd')
+    _kept_libraries.append(library)
+
+
+def _load_operators(folder: str) -> bool:
+    """Load the compiled part of torchvision, as torchvision will, if it is there and fits."""
+    compiled = FileFinder(folder, (ExtensionFileLoader, EXTENSION_SUFFIXES)).find_spec('_C')
+    if compiled is None or compiled.origin is None:
+        return False
+    try:
+        torch.ops.load_library(compiled.origin)
+    except OSError:
+        return False
+    return True
+
+
+def _missing_torchvision_operator(*args: object, **kwargs: object) -> NoReturn:
+    raise NotImplementedError(
+        f'the operators of the installed torchvision were not compiled for torch '
+        f'{torch.__version__}: install the torchvision that fits from the index that torch came '
+        'from, such as `pip install --force-reinstall --no-deps torchvision --index-url '
+        'https://download.pytorch.org/whl/cpu`'
+    )
 
 
 def get_history_method(owner: object, name: str) -> Any:
@@ -135,7 +181,14 @@ def allow_checkpoint_globals() -> None:
     for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         allowed += [(reconstruct, f'{module}._reconstruct'), (scalar, f'{module}.scalar')]
     allowed.append((get_history_method, 'builtins.getattr'))
-    torch.serialization.add_safe_globals(allowed)
+    # Under their names, because the forks' mmengine takes back after a load what it admitted for
+    # it, and the bare classes are among that.
+    torch.serialization.add_safe_globals(
+        [
+            entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__name__}')
+            for entry in allowed
+        ]
+    )
 
 
 def register_package_names() -> None:

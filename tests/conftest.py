@@ -4,7 +4,6 @@ And for the tests of inference and exports a small folder in VOC's layout and sm
 """
 
 import copy
-import importlib
 import os
 import random
 import socket
@@ -14,39 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import pseudo_collate
+from mmengine.utils import ManagerMixin
 from PIL import Image
 
+import mmdscnet  # noqa: F401  (mends the stack before any test imports mmseg)
+from mmdscnet.models.segmentors import CAMTTAModel
 
-def define_torchvision_schemas() -> None:
-    """Let a CUDA build of torchvision be imported beside a CPU build of torch.
-
-    mmengine's ``Runner`` imports torchvision where it finds it, only to log its version. A
-    torchvision of another build fails because its compiled library, and with it the schemas of
-    its operators, is not loaded. A machine of that kind can still run every test.
-    """
-    try:
-        importlib.import_module('torchvision')
-    except ModuleNotFoundError:
-        return
-    except RuntimeError:
-        library = torch.library.Library('torchvision', 'DEF')
-        library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        # A library takes its schemas along when it is collected.
-        define_torchvision_schemas.library = library
-        importlib.import_module('torchvision')
-
-
-define_torchvision_schemas()
-
-from mmengine.config import ConfigDict  # noqa: E402
-from mmengine.dataset import pseudo_collate  # noqa: E402
-from mmengine.utils import ManagerMixin  # noqa: E402
-
-import mmdscnet  # noqa: E402, F401  (mends the stack before any test imports mmseg)
-from mmdscnet.models.segmentors import CAMTTAModel  # noqa: E402
-
-from mmseg.registry import DATASETS, MODELS  # noqa: E402  # isort: skip
+from mmseg.registry import DATASETS, MODELS  # isort: skip
 
 # The tensors of the tests are too small to gain from threads, and sums keep their order.
 torch.set_num_threads(1)

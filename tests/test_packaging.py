@@ -71,6 +71,14 @@ def test_every_requirement_has_its_reason(repository):
                 assert ' # ' in line or lines[0].startswith('# Exact'), f'{path.name}: {line}'
 
 
+def test_both_stacks_take_torch_from_one_file(repository):
+    """What is compiled for torch must fit it, and make installs it before the rest."""
+    texts = {path.name: path.read_text() for path in (repository / 'requirements').glob('*.txt')}
+    pinned = [name for name in texts if re.search('^torch(vision)?==', texts[name], re.MULTILINE)]
+    assert pinned == ['torch.txt']
+    assert all('-r torch.txt\n' in texts[name] for name in ('lite.txt', 'onedl.txt'))
+
+
 def test_tools_for_tests_are_pinned(repository):
     for name in ('tests', 'dev'):
         lines = (repository / 'requirements' / f'{name}.txt').read_text().splitlines()

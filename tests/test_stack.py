@@ -1,3 +1,4 @@
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
@@ -73,6 +74,18 @@ def run_python(code):
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.skipif(
+    'mmsegmentation' not in importlib.metadata.packages_distributions()['mmseg'],
+    reason="the forks' mmseg imports mmpretrain, and with it torchvision, by itself",
+)
+def test_import_leaves_slow_packages_alone():
+    run = run_python(
+        'import sys, mmdscnet\n'
+        "print([name for name in ('mmpretrain', 'torchvision') if name in sys.modules])"
+    )
+    assert run.stdout == '[]\n', run.stderr
+
+
 def test_missing_package_error_says_what_to_install(monkeypatch):
     hide_module(monkeypatch, 'mmseg')
     with pytest.raises(ImportError, match=r'needs mmseg, .*pip install -r requirements/lite.txt'):
@@ -128,6 +141,88 @@ class TestMmcvOps:
         assert run.returncode == 0, run.stderr
 
 
+class TestTorchvision:
+    # What of torchvision's Python code fails at import when its operators are not there.
+    PACKAGE = """
+import torch
+__version__ = '0.0'
+torch.library.register_fake('torchvision::nms')(lambda dets, scores, threshold: dets)
+torch.library.register_fake('torchvision::qnms')(lambda dets, scores, threshold: dets)
+"""
+
+    @pytest.fixture
+    def package(self, tmp_path, monkeypatch):
+        """A torchvision whose operators cannot be loaded, before any installed one."""
+        folder = tmp_path / 'torchvision'
+        folder.mkdir()
+        (folder / '__init__.py').write_text(self.PACKAGE)
+        suffix = importlib.machinery.EXTENSION_SUFFIXES[-1]
+        (folder / f'_C{suffix}').write_bytes(b'not a library')
+        path = os.pathsep.join([str(tmp_path), os.environ.get('PYTHONPATH', '')])
+        monkeypatch.setenv('PYTHONPATH', path)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, 'torchvision', raising=False)
+        # Of the process that runs the tests nothing may be changed, and it may have operators.
+        monkeypatch.setattr(torch.ops, 'torchvision', SimpleNamespace(), raising=False)
+        monkeypatch.setattr(torch.library, 'Library', self.Recorder)
+        monkeypatch.setattr(stack, '_kept_libraries', [])
+        return folder
+
+    class Recorder(list):
+        """Stands for torch's Library, and keeps what is defined."""
+
+        def __init__(self, name, kind):
+            super().__init__([f'{name} {kind}'])
+
+        def define(self, schema):
+            self.append(schema.split('(')[0])
+
+        def impl(self, name, function, key):
+            assert name == self[-1]
+
+    def test_unfit_one_is_unimportable_by_itself(self, package):
+        run = run_python('import torchvision')
+        assert 'operator torchvision::nms does not exist' in run.stderr
+
+    def test_unfit_one_is_imported_and_logged_and_its_operator_raises_with_the_mend(self, package):
+        run = run_python(
+            'import mmdscnet, torch\n'
+            'from mmengine.utils.dl_utils import collect_env\n'
+            "print(collect_env()['TorchVision'])\n"
+            'mmdscnet.stack.prepare()\n'
+            'torch.ops.torchvision.nms(torch.ones(1, 4), torch.ones(1), 0.5)'
+        )
+        # The forks' mmseg prints a line of its own before.
+        assert run.stdout.splitlines()[-1] == '0.0', run.stderr
+        error = run.stderr.splitlines()[-1]
+        assert error.startswith('NotImplementedError: the operators of the installed torchvision')
+        assert 'pip install --force-reinstall --no-deps torchvision --index-url' in error
+
+    @pytest.mark.parametrize('has_library', [True, False])
+    def test_operators_are_defined_where_they_cannot_be_loaded(self, package, has_library):
+        if not has_library:
+            next(package.glob('_C*')).unlink()
+        stack.define_torchvision_operators()
+        assert stack._kept_libraries == [['torchvision DEF', 'nms', 'qnms']]
+
+    def test_defined_operators_are_left_alone(self, package, monkeypatch):
+        monkeypatch.setattr(torch.ops, 'torchvision', SimpleNamespace(nms=None))
+        stack.define_torchvision_operators()
+        assert stack._kept_libraries == []
+
+    def test_fitting_one_is_left_alone(self, package, monkeypatch):
+        loaded = []
+        monkeypatch.setattr(torch.ops, 'load_library', loaded.append)
+        stack.define_torchvision_operators()
+        assert loaded == [str(next(package.glob('_C*')))]
+        assert stack._kept_libraries == []
+
+    def test_without_one_nothing_happens(self, package, monkeypatch):
+        hide_module(monkeypatch, 'torchvision')
+        stack.define_torchvision_operators()
+        assert stack._kept_libraries == []
+
+
 class TestCheckpoints:
     def test_training_checkpoint_loads_with_weights_only(self, tmp_path):
         make_runner(tmp_path, max_iters=2).train()
@@ -153,6 +248,13 @@ class TestCheckpoints:
         np.testing.assert_array_equal(loaded['array'], array)
         assert loaded['array'].dtype == loaded['scalar'].dtype == dtype
         assert loaded['scalar'] == array[1]
+
+    def test_what_others_admit_for_a_while_stays_admitted(self, tmp_path):
+        """As the forks' mmengine does around each load."""
+        torch.save(dict(array=np.ones(2)), tmp_path / 'numpy.pth')
+        with torch.serialization.safe_globals([np.ndarray, np.dtype, HistoryBuffer]):
+            pass
+        assert torch.load(tmp_path / 'numpy.pth', weights_only=True)['array'].sum() == 2
 
     def test_names_of_numpy_1_and_2_are_both_admitted(self):
         names = {

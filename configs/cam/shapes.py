@@ -7,3 +7,7 @@ _base_ = [
 ]
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-2))
 train_cfg = dict(max_epochs=12, val_interval=12)
+# The mAP of the classifier beside the mIoU of its CAMs.
+default_hooks = dict(
+    image_scores=dict(type='ImageScoresHook', metric=dict(type='MultiLabelMAPMetric'))
+)

@@ -26,3 +26,7 @@ optim_wrapper = dict(
     # The head is new, the backbone is not.
     paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
+# The mAP of the classifier beside the mIoU of its CAMs.
+default_hooks = dict(
+    image_scores=dict(type='ImageScoresHook', metric=dict(type='MultiLabelMAPMetric'))
+)

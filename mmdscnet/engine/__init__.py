@@ -3,6 +3,7 @@
 from mmdscnet.engine.atomic_checkpoint_hook import AtomicCheckpointHook
 from mmdscnet.engine.contrast_warmup_hook import ContrastWarmupHook
 from mmdscnet.engine.exact_resume_hook import ExactResumeHook
+from mmdscnet.engine.image_scores_hook import ImageScoresHook
 from mmdscnet.engine.progress_hook import ProgressHook
 from mmdscnet.engine.pseudo_label_hook import PseudoLabelHook
 from mmdscnet.engine.rank_agreement_hook import RankAgreementHook
@@ -11,6 +12,7 @@ __all__ = [
     'AtomicCheckpointHook',
     'ContrastWarmupHook',
     'ExactResumeHook',
+    'ImageScoresHook',
     'ProgressHook',
     'PseudoLabelHook',
     'RankAgreementHook',

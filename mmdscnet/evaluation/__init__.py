@@ -1,4 +1,4 @@
-"""Judging: CAMs at every background threshold, and label maps as they are."""
+"""Judging: CAMs at every background threshold, label maps as they are, the classifier."""
 
 from mmdscnet.evaluation.cam_folder import SweepScores, sweep_cam_folder
 from mmdscnet.evaluation.cam_iou_metric import CAMIoUMetric
@@ -9,11 +9,13 @@ from mmdscnet.evaluation.label_folder import (
     judge_label_folder,
     score_labels,
 )
+from mmdscnet.evaluation.multi_label_map_metric import MultiLabelMAPMetric
 from mmdscnet.evaluation.pseudo_label_metric import PseudoLabelMetric
 
 __all__ = [
     'CAMIoUMetric',
     'LabelScores',
+    'MultiLabelMAPMetric',
     'PseudoLabelMetric',
     'SweepScores',
     'count_label_folder',

@@ -64,6 +64,8 @@ def ablation_of(name):
 
 ABLATIONS = [path for path in PATHS if folder_of(path) in WEAK]
 VARIANTS = [path for path in ABLATIONS if folder_of(path) == 'dscnet']
+# The same method on a backbone of mmpretrain.
+BACKBONES = ('vgg16', 'convnext', 'vit')
 
 # Variants that change nothing but how the ranks share the work.
 LAUNCHES = ['dscnet/voc_fsdp.py', 'dscnet/voc_deepspeed.py']
@@ -206,6 +208,16 @@ def test_optimizer_and_schedule_build(cfg):
 def test_variant_changes_head_sampler_and_hooks_only(name):
     variant, parent = read(name).to_dict(), read(parent_of(name)).to_dict()
     assert variant != parent
+    backbones = [cfg['model'].pop('backbone') for cfg in (variant, parent)]
+    of_mmpretrain = name.removesuffix('.py').endswith(BACKBONES)
+    assert backbones[0]['type'].startswith('mmpretrain.') is of_mmpretrain
+    assert (backbones[0] == backbones[1]) is not of_mmpretrain
+    if of_mmpretrain:
+        # With its weights come the statistics of its images and, from some, their address.
+        variant['model']['data_preprocessor'] |= {
+            key: parent['model']['data_preprocessor'][key] for key in ('mean', 'std')
+        }
+        variant.pop('weights', None)
     for cfg in (variant, parent):
         del cfg['model']['decode_head'], cfg['train_dataloader']['sampler']
         cfg.pop('custom_hooks', None)

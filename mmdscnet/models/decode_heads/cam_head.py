@@ -102,6 +102,10 @@ class CAMHead(BaseModule):
     pseudo_label_scale = 1.0
     """Factor of the loss against pseudo labels, set by ``PseudoLabelHook``."""
 
+    predicted_scores: Tensor | None = None
+    """Image-level logits of the plain classifier in the last prediction, shape (N, K). No label
+    takes part in them, whether the CAMs were masked and refined by given or by predicted ones."""
+
     def __init__(
         self,
         in_channels: int,
@@ -295,12 +299,14 @@ class CAMHead(BaseModule):
         """
         test_cfg = test_cfg or {}
         refuse_windows_and_padding(img_metas, test_cfg)
+        plain = self.plain_evidence(feats)
+        self.predicted_scores = image_scores(plain).detach()
         image_labels = self.stack_image_labels(img_metas)
         if image_labels is None:
-            image_labels = self.predict_labels(self.plain_evidence(feats))
+            image_labels = self.predict_labels(plain)
         if test_cfg.get('refine', True):
             return self.forward(feats, image_labels), image_labels
-        return self.plain_evidence(feats), image_labels
+        return plain, image_labels
 
     def finish(
         self, evidence: Tensor, image_labels: Tensor, img_metas: list[dict], test_cfg: Any

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.model import BaseTTAModel
@@ -72,7 +73,8 @@ class CAMTTAModel(BaseTTAModel):
             views: As in :meth:`merge_preds`.
 
         Returns:
-            The merged sample, with the meta information and truth of the first view.
+            The merged sample, with the meta information and truth of the first view; where the
+            views have ``pred_image_scores``, with their mean.
         """
         head = self.module.decode_head
         # The mean, not the sum, keeps the image scores comparable with those of a single view.
@@ -82,6 +84,9 @@ class CAMTTAModel(BaseTTAModel):
         if image_labels is None:
             image_labels = head.predict_labels(cam_logits[None])
             merged.set_metainfo(dict(pred_image_label=image_labels[0].cpu().numpy()))
+        if all('pred_image_scores' in view for view in views):
+            image_scores = np.mean([view.pred_image_scores for view in views], axis=0)
+            merged.set_metainfo(dict(pred_image_scores=image_scores))
         scores = head.score_maps(cam_logits[None], image_labels)[0]
         merged.seg_logits = PixelData(data=scores)
         merged.pred_sem_seg = PixelData(data=scores.argmax(dim=0, keepdim=True))

@@ -358,6 +358,20 @@ def test_evidence_of_windows_is_refused(head, feats, make_samples):
         head.predict_evidence(feats, metas_of(make_samples(LABELS)), dict(mode='slide'))
 
 
+@pytest.mark.parametrize('ablation', ['m0', 'm4'])
+@pytest.mark.parametrize('test_cfg', [None, dict(refine=False)])
+@pytest.mark.parametrize('labels', [LABELS, 1 - LABELS, 4], ids=['given', 'wrong', 'predicted'])
+def test_no_label_takes_part_in_the_scores_of_a_prediction(
+    build_head, feats, make_samples, ablation, test_cfg, labels
+):
+    head = build_head(ablation).eval()
+    assert head.predicted_scores is None
+    head.predict(feats, metas_of(make_samples(labels)), test_cfg)
+    expected = F.conv2d(feats[1], head.classifier.weight).mean(dim=(2, 3))
+    torch.testing.assert_close(head.predicted_scores, expected)
+    assert not head.predicted_scores.requires_grad
+
+
 @pytest.mark.parametrize('test_cfg', [None, dict(cam_output='logits')])
 def test_prediction_is_finished_evidence(head, feats, make_samples, test_cfg):
     metas = metas_of(make_samples(LABELS))
