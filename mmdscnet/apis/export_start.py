@@ -77,7 +77,7 @@ def identify(source: str) -> str:
         source: File, folder or address.
 
     Returns:
-        Hash of a file, also of one that :mod:`mmdscnet.zoo` brings; anything else stands for itself.
+        Hash of a file, also of one that :mod:`mmdscnet.zoo` brings; else the source itself.
     """
     address = checked_address(source)
     path = fetch(address) if address.startswith(SCHEME) else Path(source)

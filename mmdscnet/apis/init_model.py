@@ -49,12 +49,13 @@ def init_model(
     """
     cfg, weights = find_model_files(model, checkpoint)
     contents = None if weights is None else read_contents(weights)
-    built = build_model(cfg)
+    built: Any = build_model(cfg)
     if weights is not None and contents is not None:
         load_contents(built, contents, weights)
         built.dataset_meta = read_dataset_meta(contents, cfg)
     built.cfg = cfg
-    return built.to(device).eval()
+    built.to(device).eval()
+    return built
 
 
 def read_dataset_meta(contents: dict[str, Any], cfg: Config) -> dict[str, Any]:
