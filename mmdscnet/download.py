@@ -16,7 +16,7 @@ from mmdscnet.version import __version__
 
 # Seconds for which a server may be silent.
 TIMEOUT = 30.0
-TRIES = 5
+TRIES = 4
 # Seconds before the second try; twice as many before each further one.
 BACKOFF = 1.0
 CHUNK_BYTES = 1 << 18

@@ -149,7 +149,7 @@ class Web:
 
     def _make_handler(web) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 web.asked.append(dict(self.headers))
                 content = web.files.get(self.path)
                 if content is None:

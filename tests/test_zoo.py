@@ -300,7 +300,9 @@ class TestWeb:
 
     def test_missing_file_is_named(self, monkeypatch, web, cache):
         monkeypatch.setenv('MMDSCNET_ZOO', f'{web.url}/wrong')
-        with pytest.raises(FileNotFoundError, match=f'{web.url}/wrong/{NAME} is not .*MMDSCNET_ZOO'):
+        with pytest.raises(
+            FileNotFoundError, match=f'{web.url}/wrong/{NAME} is not .*MMDSCNET_ZOO'
+        ):
             fetch(ADDRESS)
         assert shown_files(cache) == leftovers(cache) == []
 
@@ -314,7 +316,9 @@ class TestWeb:
     def test_cache_that_cannot_be_written_is_named(self, monkeypatch, url, tmp_path):
         (tmp_path / 'file').touch()
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file'))
-        with pytest.raises(OSError, match='the cache of checkpoints, cannot be written.*TORCH_HOME'):
+        with pytest.raises(
+            OSError, match='the cache of checkpoints, cannot be written.*TORCH_HOME'
+        ):
             fetch(url)
 
 
@@ -430,7 +434,9 @@ class TestReading:
         with pytest.raises(ValueError, match=r'would run code: it asks for '):
             read_checkpoint(tmp_path / 'harm.pth')
 
-    @pytest.mark.parametrize('content', [b'', b'no checkpoint at all', CONTENT[: len(CONTENT) // 2]])
+    @pytest.mark.parametrize(
+        'content', [b'', b'no checkpoint at all', CONTENT[: len(CONTENT) // 2]]
+    )
     def test_damaged_file_is_named(self, tmp_path, content):
         (tmp_path / 'a.pth').write_bytes(content)
         with pytest.raises(ValueError, match=r'a\.pth is damaged or no checkpoint, download or'):

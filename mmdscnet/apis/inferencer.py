@@ -115,8 +115,8 @@ class PseudoLabelInferencer:
         cfg, checkpoint = find_model_files(model, weights)
         if checkpoint is None:
             raise ValueError(
-                f'weights=None for {cfg.filename}: give a checkpoint, or the address of a published '
-                'model in place of the config'
+                f'weights=None for {cfg.filename}: give a checkpoint, or, in place of the config, '
+                'the address of a published model'
             )
         self.scope = cfg.get('default_scope', 'mmseg')
         self.device = read_device(device)

@@ -25,7 +25,7 @@ from mmdscnet.apis.inferencer import find_metainfo
 from mmdscnet.apis.model_loading import build_model
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.launch import check_checkpoint, read_run_config, run_name
-from mmdscnet.zoo import SAFE_NAME, SCHEME, WEB, name_file, read_checkpoint
+from mmdscnet.zoo import SAFE_NAME, SCHEME, WEB, fetch, name_file, read_checkpoint
 
 # What a training notes and a reader may want; hooks, logs, optimizers and times are left out.
 KEPT_META = ('cfg', 'epoch', 'iter', 'mmengine_version', 'seed')
@@ -163,7 +163,12 @@ def write_published(folder: Path, name: str, content: dict[str, Any]) -> tuple[P
 
 
 def make_entry(
-    args: argparse.Namespace, cfg: Config, meta: dict[str, Any], path: Path, digest: str
+    args: argparse.Namespace,
+    cfg: Config,
+    meta: dict[str, Any],
+    metrics: dict[str, float],
+    path: Path,
+    digest: str,
 ) -> dict[str, Any]:
     """Describe a published model as a metafile of OpenMMLab does.
 
@@ -171,6 +176,7 @@ def make_entry(
         args: The command line.
         cfg: Config of the model.
         meta: What is kept of the training's notes.
+        metrics: What its test measured; empty if there was none.
         path: The published file.
         digest: Its SHA-256.
 
@@ -192,7 +198,7 @@ def make_entry(
         'Task': TASK,
         'Dataset': name_data(cfg, 'test'),
         'Split': Path(cfg.test_dataloader.dataset.get('ann_file') or 'all').stem,
-        'Metrics': read_metrics(args.results) if args.results else {},
+        'Metrics': metrics,
     }
     url = f'{args.base_url.rstrip("/")}/{path.name}' if args.base_url else f'{SCHEME}{args.name}'
     return {
@@ -200,7 +206,7 @@ def make_entry(
         'In Collection': find_collection(args),
         'Config': relate_config(args.config),
         'Metadata': metadata,
-        **({'Results': [result]} if args.results else {}),
+        **({'Results': [result]} if metrics else {}),
         'Weights': url,
         'SHA256': digest,
         'Size': path.stat().st_size,
@@ -335,9 +341,10 @@ def main() -> None:
     args.name = args.name or run_name(args.config)
     check_args(args)
     cfg = read_run_config(args.config)
-    content = slim(read_checkpoint(args.checkpoint, 'cpu'), cfg, args.checkpoint)
+    metrics = read_metrics(args.results) if args.results else {}
+    content = slim(read_checkpoint(fetch(args.checkpoint), 'cpu'), cfg, args.checkpoint)
     path, digest = write_published(args.out, args.name, content)
-    entry = make_entry(args, cfg, content['meta'], path, digest)
+    entry = make_entry(args, cfg, content['meta'], metrics, path, digest)
     print(f'{path}: {path.stat().st_size} bytes, {len(content["state_dict"])} tensors\n')
     print(dump_entry(entry))
     if args.metafile:
