@@ -26,6 +26,14 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmdscnet', 'mmdscnet.*']),
     # mmdscnet/.mim links to configs/ and tools/: mmengine and mim look for them there.
-    package_data={'mmdscnet': ['py.typed', '.mim/**/*.py', '.mim/**/*.sh', '.mim/**/*.yml']},
+    package_data={
+        'mmdscnet': [
+            'py.typed',
+            'checkpoints/*.pth',
+            '.mim/**/*.py',
+            '.mim/**/*.sh',
+            '.mim/**/*.yml',
+        ]
+    },
     install_requires=read_requirements('runtime'),
 )

@@ -1,7 +1,8 @@
 """DSCNet for MMSegmentation: dense supervision for segmentation from image-level labels.
 
 Importing the package mends the stack (:mod:`mmdscnet.stack`) and registers every class in
-MMSegmentation's registries. A config of any project needs one line for it::
+MMSegmentation's registries and the checkpoint addresses ``mmdscnet://`` (:mod:`mmdscnet.zoo`). A
+config of any project needs one line for it::
 
     custom_imports = dict(imports=['mmdscnet'])
 """
@@ -21,6 +22,7 @@ from mmdscnet import (  # noqa: E402
     pseudo_labels,
     registry,
     visualization,
+    zoo,
 )
 
 __all__ = [
@@ -34,4 +36,5 @@ __all__ = [
     'registry',
     'stack',
     'visualization',
+    'zoo',
 ]

@@ -6,8 +6,11 @@ And for the tests of inference and exports a small folder in VOC's layout and sm
 import copy
 import os
 import random
+import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,95 @@ def shared_dir(repository: Path) -> Path:
     if not (path / 'data' / 'voc_animals').is_dir():
         pytest.skip(f'no data/voc_animals in {path}: set MMDSCNET_SHARED to the folder that has it')
     return path
+
+
+class Web:
+    """A web server on this machine.
+
+    Attributes:
+        files: Content by path, such as ``/a.pth``.
+        asked: Headers of the requests, in their order.
+        faults: What is done in place of an answer, one a request: functions of the handler and
+            the content.
+        sends_parts: Whether it knows Range.
+        version: ETag of all files.
+        ended: Set when the test is over, so that no fault waits longer.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.asked: list[dict[str, str]] = []
+        self.faults: list[Callable[[BaseHTTPRequestHandler, bytes], None]] = []
+        self.sends_parts = True
+        self.version = '"1"'
+        self.ended = threading.Event()
+        self.server = ThreadingHTTPServer(('127.0.0.1', 0), self._make_handler())
+        self.url = f'http://127.0.0.1:{self.server.server_port}'
+        threading.Thread(target=self.server.serve_forever, args=[0.05], daemon=True).start()
+
+    def close(self) -> None:
+        self.ended.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(
+        self,
+        handler: BaseHTTPRequestHandler,
+        content: bytes,
+        most: int | None = None,
+        more: int = 0,
+    ) -> None:
+        """Send a file, or the part that is asked for: ``most`` bytes, promising ``more``."""
+        part = re.match(r'bytes=(\d+)-$', handler.headers.get('Range', ''))
+        same = handler.headers.get('If-Range', self.version) == self.version
+        start = int(part[1]) if part and same and self.sends_parts else 0
+        if start and start >= len(content):
+            handler.send_error(416)
+            return
+        handler.send_response(206 if start else 200)
+        if start:
+            last, size = len(content) - 1, len(content)
+            handler.send_header('Content-Range', f'bytes {start}-{last}/{size}')
+        handler.send_header('Content-Length', str(len(content) - start + more))
+        handler.send_header('ETag', self.version)
+        handler.end_headers()
+        handler.wfile.write(content[start:][:most])
+
+    def _make_handler(web) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                web.asked.append(dict(self.headers))
+                content = web.files.get(self.path)
+                if content is None:
+                    self.send_error(404)
+                elif web.faults:
+                    web.faults.pop(0)(self, content)
+                else:
+                    web.answer(self, content)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def web(monkeypatch) -> Iterator[Web]:
+    """A web server, and no patience on our side."""
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    monkeypatch.setattr('mmdscnet.download.BACKOFF', 0)
+    monkeypatch.setattr('mmdscnet.download.TIMEOUT', 5)
+    server = Web()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path) -> Path:
+    """The cache of checkpoints, which is not there yet; no zoo is set."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
+    monkeypatch.delenv('MMDSCNET_ZOO', raising=False)
+    return tmp_path / 'torch_home' / 'hub' / 'checkpoints'
 
 
 @pytest.fixture(scope='session')

@@ -1,11 +1,14 @@
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
 
+from mmdscnet import zoo
 from mmdscnet.version import __version__
 
 SOURCES = ('LICENSE', 'MANIFEST.in', 'model-index.yml', 'pyproject.toml', 'setup.py')
@@ -13,14 +16,20 @@ FOLDERS = ('configs', 'mmdscnet', 'requirements', 'tools')
 
 
 @pytest.fixture(scope='module')
-def wheel(repository, tmp_path_factory):
-    """The wheel, built from a copy, because building leaves folders in the source tree."""
+def source(repository, tmp_path_factory):
+    """A copy of what is packed, because building leaves folders in the source tree."""
     source = tmp_path_factory.mktemp('source')
     for name in SOURCES:
         shutil.copy(repository / name, source)
     for name in FOLDERS:
         shutil.copytree(repository / name, source / name, symlinks=True)
     (source / 'README.md').write_text('# mmdscnet\n')
+    return source
+
+
+@pytest.fixture(scope='module')
+def wheel(source):
+    """The wheel."""
     subprocess.run(
         [sys.executable, '-m', 'pip', 'wheel', '-qq', '--no-deps', '--no-build-isolation', '.'],
         cwd=source,
@@ -53,6 +62,42 @@ def test_wheel_holds_configs_and_tools_where_mim_looks(wheel, repository):
         files = [path.relative_to(repository) for path in (repository / folder).glob(pattern)]
         assert files
         assert {f'mmdscnet/.mim/{path.as_posix()}' for path in files} <= names
+
+
+def test_wheel_and_source_archive_hold_metafiles_and_checkpoints(wheel, source, repository):
+    code = "from setuptools.build_meta import build_sdist; build_sdist('dist')"
+    subprocess.run([sys.executable, '-c', code], cwd=source, check=True, capture_output=True)
+    with tarfile.open(next((source / 'dist').glob('*.tar.gz'))) as archive:
+        archived = {name.partition('/')[2] for name in archive.getnames()}
+    checkpoints = {f'mmdscnet/checkpoints/{path.name}' for path in zoo.SHIPPED_FOLDER.iterdir()}
+    metafiles = [path.relative_to(repository) for path in repository.glob('configs/*/metafile.yml')]
+    needed = checkpoints | {f'mmdscnet/.mim/{path.as_posix()}' for path in metafiles}
+    assert len(checkpoints) > 0
+    assert len(metafiles) > 4
+    assert needed <= set(wheel.namelist())
+    assert needed <= archived
+
+
+@pytest.mark.slow
+def test_published_model_loads_from_an_unpacked_wheel(wheel, tmp_path):
+    wheel.extractall(tmp_path / 'site')
+    code = (
+        'import mmdscnet; print(mmdscnet.__file__); from mmdscnet.apis import init_model; '
+        "print(init_model('mmdscnet://dscnet_shapes').dataset_meta['classes'][1])"
+    )
+    environment = dict(PYTHONPATH=str(tmp_path / 'site'), TORCH_HOME=str(tmp_path / 'torch'))
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[0].startswith(str(tmp_path / 'site'))
+    assert run.stdout.splitlines()[-1] == 'target'
+    assert not (tmp_path / 'torch').exists()
 
 
 def test_wheel_holds_every_module(wheel, repository):

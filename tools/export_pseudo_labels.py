@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import build_split, describe_export, drop_masks, load_model
+from mmdscnet.apis.export_start import identify
 from mmdscnet.apis.inferencer import load_cam_model, make_labeler
 from mmdscnet.datasets import VOCLayoutDataset
 from mmdscnet.evaluation import judge_label_folder
@@ -126,7 +127,7 @@ def describe(args: argparse.Namespace, cfg: Config, dataset: VOCLayoutDataset) -
     Returns:
         Settings of the version.
     """
-    walk = args.walk and dict(config=hash_file(args.walk[0]), checkpoint=hash_file(args.walk[1]))
+    walk = args.walk and dict(config=hash_file(args.walk[0]), checkpoint=identify(args.walk[1]))
     return dict(
         describe_export(cfg, args.checkpoint, dataset, args.labels),
         code=describe_code(),

@@ -22,6 +22,7 @@ from mmdscnet.launch import (
     leave_together,
     read_run_config,
 )
+from mmdscnet.zoo import checked_address
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,7 +76,7 @@ def main() -> None:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     check_checkpoint(args.checkpoint)
     cfg = read_run_config(args.config, args.work_dir, args.cfg_options, args.launcher)
-    cfg.load_from = args.checkpoint
+    cfg.load_from = checked_address(args.checkpoint)
     if args.show or args.show_dir:
         enable_painting(cfg, args)
     if args.tta:

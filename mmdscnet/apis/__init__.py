@@ -4,6 +4,7 @@ from mmdscnet.apis.affinity_labels import make_affinity_labels
 from mmdscnet.apis.cam_export import export_cams
 from mmdscnet.apis.export_start import describe_export, start_export
 from mmdscnet.apis.inferencer import InferenceResult, PseudoLabelInferencer
+from mmdscnet.apis.init_model import init_model
 from mmdscnet.apis.judgement import Judgement, judge, train_and_judge
 from mmdscnet.apis.label_export import export_labels
 from mmdscnet.apis.model_loading import (
@@ -21,6 +22,7 @@ __all__ = [
     'drop_masks',
     'export_cams',
     'export_labels',
+    'init_model',
     'judge',
     'load_model',
     'make_affinity_labels',

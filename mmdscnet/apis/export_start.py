@@ -11,6 +11,7 @@ from mmseg.datasets import BaseSegDataset
 
 from mmdscnet.inference import list_image_ids, open_together
 from mmdscnet.pseudo_labels import ExportFolder, hash_file
+from mmdscnet.zoo import SCHEME, checked_address, fetch
 
 
 def start_export(
@@ -73,6 +74,8 @@ def identify(source: str) -> str:
         source: File, folder or address.
 
     Returns:
-        Hash of a file; anything else stands for itself.
+        Hash of a file, also of one that :mod:`mmdscnet.zoo` brings; else the source itself.
     """
-    return hash_file(source) if Path(source).is_file() else source
+    address = checked_address(source)
+    path = fetch(address) if address.startswith(SCHEME) else Path(source)
+    return hash_file(path) if path.is_file() else source

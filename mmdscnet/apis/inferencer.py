@@ -14,7 +14,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import DATASETS
 from PIL import Image
 
-from mmdscnet.apis.model_loading import load_model
+from mmdscnet.apis.model_loading import find_model_files, load_model
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.datasets import voc_palette
 from mmdscnet.datasets.image_labels import to_multi_hot
@@ -28,7 +28,6 @@ from mmdscnet.inference import (
     list_image_ids,
     stream_cams,
 )
-from mmdscnet.launch import read_run_config
 from mmdscnet.models.decode_heads import CAMHead
 from mmdscnet.pseudo_labels import CAMs, PseudoLabeler, require_dense_crf, write_palette_png
 from mmdscnet.visualization import draw_label_overlay
@@ -90,8 +89,9 @@ class PseudoLabelInferencer:
     The weights are read without running code that a checkpoint might carry.
 
     Args:
-        model: Config of a CAM network, or its file.
-        weights: Checkpoint of the network.
+        model: Config of a CAM network, or its file, or the address of a published one, such as
+            ``mmdscnet://dscnet_shapes``.
+        weights: File or address of its checkpoint; None for that of a published model.
         device: Where to compute, such as ``cpu`` or ``cuda:1``; None for CUDA where there is one.
         labeler: From CAMs to label maps, as it is or as a mapping; None for the rule of the
             config's head.
@@ -100,24 +100,29 @@ class PseudoLabelInferencer:
     Raises:
         FileNotFoundError: If the config or the checkpoint is missing.
         ImportError: If a CRF is asked for and not installed.
-        ValueError: If the device is none, the checkpoint is of another network, the network has no
-            CAMs, or its classes are not those of the config.
+        ValueError: If the device is none, there are no weights, the checkpoint is of another
+            network, the network has no CAMs, or its classes are not those of the config.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] | Config,
-        weights: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         labeler: PseudoLabeler | Mapping[str, Any] | None = None,
         tta: bool = True,
     ) -> None:
-        cfg = model if isinstance(model, Config) else read_run_config(os.fspath(model))
+        cfg, checkpoint = find_model_files(model, weights)
+        if checkpoint is None:
+            raise ValueError(
+                f'weights=None for {cfg.filename}: give a checkpoint, or, in place of the config, '
+                'the address of a published model'
+            )
         self.scope = cfg.get('default_scope', 'mmseg')
         self.device = read_device(device)
         self.metainfo = find_metainfo(cfg)
         self.pipeline = find_pipeline(cfg, tta)
-        self.model = load_cam_model(cfg, os.fspath(weights), self.device)
+        self.model = load_cam_model(cfg, checkpoint, self.device)
         check_model(self.model, ImageList([], self.pipeline, self.metainfo))
         if isinstance(labeler, Mapping):
             labeler = PseudoLabeler(**labeler)

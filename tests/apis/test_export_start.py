@@ -9,6 +9,7 @@ from mmdscnet.apis import build_split, describe_export, export_start, start_expo
 from mmdscnet.apis.export_start import identify
 from mmdscnet.inference import list_image_ids
 from mmdscnet.pseudo_labels import ExportFolder
+from mmdscnet.zoo import fetch
 
 SETTINGS = dict(kind='test')
 
@@ -75,8 +76,17 @@ def test_source_is_known_by_its_content_and_an_address_or_folder_by_itself(tmp_p
     (tmp_path / 'a.pth').write_bytes(b'weights')
     expected = hashlib.sha256(b'weights').hexdigest()[:16]
     assert identify(str(tmp_path / 'a.pth')) == expected
-    assert identify('https://example.org/a.pth') == 'https://example.org/a.pth'
+    assert identify('openmmlab://resnet50') == 'openmmlab://resnet50'
     assert identify(str(tmp_path)) == str(tmp_path)
+
+
+def test_checkpoint_of_an_address_is_known_by_its_content(web, cache):
+    content = b'weights'
+    digest = hashlib.sha256(content).hexdigest()
+    web.files[f'/a-{digest[:8]}.pth'] = content
+    assert identify(f'{web.url}/a-{digest[:8]}.pth') == digest[:16]
+    shipped = fetch('mmdscnet://dscnet_shapes').read_bytes()
+    assert identify('mmdscnet://dscnet_shapes') == hashlib.sha256(shipped).hexdigest()[:16]
 
 
 @pytest.fixture
@@ -124,7 +134,7 @@ def test_data_set_of_mmseg_has_no_source_of_labels(build_config):
         metainfo = dict(classes=('background', 'cat'))
 
     cfg = Config(dict(model=build_config('cam'), test_dataloader=dict(dataset=dict(pipeline=[]))))
-    assert describe_export(cfg, 'https://a/b.pth', Plain(), 'predicted')['label_source'] is None
+    assert describe_export(cfg, 'openmmlab://b', Plain(), 'predicted')['label_source'] is None
 
 
 @pytest.mark.parametrize(

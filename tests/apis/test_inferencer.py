@@ -293,3 +293,16 @@ def test_an_image_without_class_is_background(inferencer, paths):
     assert result.cams.cams.shape == (0, 40, 56)
     assert result.class_names == ()
     assert not result.label_map.any()
+
+
+def test_published_model_labels_by_its_address(cache):
+    inferencer = PseudoLabelInferencer('mmdscnet://dscnet_shapes', device='cpu')
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    (result,) = inferencer(image, image_labels=[['dots', 'cross']], **QUIET)
+    assert result.label_map.shape == (48, 64)
+    assert result.class_names == ('cross', 'dots')
+
+
+def test_config_without_weights_is_refused(cfg):
+    with pytest.raises(ValueError, match='weights=None for .*give a checkpoint, or, in place'):
+        PseudoLabelInferencer(cfg, device='cpu')

@@ -1,9 +1,13 @@
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmseg.registry import DATASETS, MODELS
 
 from mmdscnet.apis import build_split, drop_masks, load_model
+from mmdscnet.apis.model_loading import find_model_files
 from mmdscnet.models.segmentors import CAMTTAModel
 
 CPU = torch.device('cpu')
@@ -174,3 +178,52 @@ def test_folder_of_images_stays_when_masks_are_left_out(cfg):
     cfg.test_dataloader.dataset.data_prefix = None
     drop_masks(cfg)
     assert cfg.test_dataloader.dataset.data_prefix == dict(img_path='JPEGImages')
+
+
+class TestAddresses:
+    @pytest.fixture
+    def published(self, web, cache, save):
+        """URL of a checkpoint, and its state."""
+        path, state = save('dscnet')
+        content = Path(path).read_bytes()
+        name = f'a-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+        web.files[f'/{name}'] = content
+        return f'{web.url}/{name}', state
+
+    def test_url_is_checked_and_loaded(self, cfg, published, web, cache):
+        url, state = published
+        model = load_model(cfg, url, CPU)
+        assert torch.equal(model.decode_head.memory, state['decode_head.memory'])
+        assert [path.name for path in cache.glob('*.pth')] == [url.rpartition('/')[2]]
+
+    def test_address_of_a_zoo_is_loaded(self, cfg, published, web, monkeypatch):
+        monkeypatch.setenv('MMDSCNET_ZOO', web.url)
+        load_model(cfg, f'mmdscnet://{published[0].rpartition("/")[2]}', CPU)
+
+    def test_changed_file_is_refused_before_the_model_is_built(
+        self, cfg, published, web, monkeypatch
+    ):
+        (name,) = web.files
+        web.files[name] += b'0'
+        monkeypatch.setattr(MODELS, 'build', lambda *args: pytest.fail('built'))
+        with pytest.raises(ValueError, match=r'^http.*\.pth has the SHA-256 .* and not'):
+            load_model(cfg, published[0], CPU)
+
+    def test_checkpoint_that_would_run_code_is_named_as_such(self, cfg, tmp_path):
+        class RunsCode:
+            def __reduce__(self):
+                return print, ('run',)
+
+        torch.save(dict(state_dict={}, meta=RunsCode()), tmp_path / 'harm.pth')
+        with pytest.raises(ValueError, match=r'^.*harm\.pth would run code: it asks for .*print'):
+            load_model(cfg, f'mmdscnet://{tmp_path}/harm.pth', CPU)
+        with pytest.raises(ValueError, match=r'harm\.pth is damaged or not of .*(?s:.*)print'):
+            load_model(cfg, str(tmp_path / 'harm.pth'), CPU)
+
+
+def test_published_model_is_found_by_its_address():
+    cfg, weights = find_model_files('mmdscnet://dscnet_shapes', None)
+    assert cfg.model.decode_head.type == 'DSCHead'
+    assert weights == 'mmdscnet://dscnet_shapes'
+    assert find_model_files('mmdscnet://dscnet_shapes', 'own.pth')[1] == 'own.pth'
+    assert find_model_files(cfg, None) == (cfg, None)

@@ -1,4 +1,5 @@
 import argparse
+import hashlib
 import json
 import runpy
 
@@ -33,6 +34,23 @@ def test_missing_checkpoint_error_names_it(run_tool, toy_dir):
 def test_augmentation_without_its_config_is_refused(run_tool, toy_dir, checkpoint, tmp_path):
     with pytest.raises(ValueError, match='--tta needs tta_model and tta_pipeline'):
         run_tool('test.py', toy_dir / 'config.py', checkpoint, '--tta', '--work-dir', tmp_path)
+
+
+def test_url_is_checked(run_tool, toy_dir, checkpoint, web, cache, tmp_path):
+    content = checkpoint.read_bytes()
+    name = f'toy-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    web.files[f'/{name}'] = content
+    run_tool('test.py', toy_dir / 'config.py', f'{web.url}/{name}', '--work-dir', tmp_path / 'a')
+    assert json.loads(next((tmp_path / 'a').glob('*/*.json')).read_text())['toy/count'] == 4
+    web.files['/toy-00000000.pth'] = content
+    with pytest.raises(ValueError, match=r'toy-00000000\.pth has the SHA-256'):
+        run_tool(
+            'test.py',
+            toy_dir / 'config.py',
+            f'{web.url}/toy-00000000.pth',
+            '--work-dir',
+            tmp_path / 'b',
+        )
 
 
 @pytest.mark.parametrize('evaluator', [dict(type='A'), [dict(type='A')]])
