@@ -98,7 +98,14 @@ def shared_dir(repository: Path) -> Path:
     return path
 
 
-BUILT_FROM = ('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py')
+BUILT_FROM = (
+    'LICENSE',
+    'MANIFEST.in',
+    'README.md',
+    'model-index.yml',
+    'pyproject.toml',
+    'setup.py',
+)
 BUILT_FOLDERS = ('configs', 'mmdscnet', 'requirements', 'tools')
 
 

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
+from mmengine.registry import Registry
+from mmseg.registry import MODELS
+
+from mmdscnet.models import DSCHead
 
 CONFIG_DIR = Path(__file__).resolve().parents[1] / 'configs'
 NAMES = sorted(
@@ -190,3 +193,145 @@ class TestInstalled:
             command = ['-c', line + "'__main__')", MMSEG_TOOLS / 'train.py']
         environment.run(python, *command, 'config.py', '--work-dir', 'run', cwd=project)
         assert_trained(project / 'run')
+
+
+def strip_scope(value):
+    """A config without what mmengine adds to dicts that come from a ``mmdscnet::`` base."""
+    if isinstance(value, dict):
+        return {key: strip_scope(part) for key, part in value.items() if key != '_scope_'}
+    return [strip_scope(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+class TestInheritance:
+    """What a ``mmdscnet::`` base gives, without a run."""
+
+    @pytest.mark.parametrize('name', NAMES)
+    def test_inherited_config_is_the_config(self, tmp_path, name):
+        (tmp_path / 'config.py').write_text(f"_base_ = 'mmdscnet::{name}'\n")
+        inherited = Config.fromfile(tmp_path / 'config.py')
+        assert inherited.model._scope_ == 'mmdscnet'
+        own = Config.fromfile(CONFIG_DIR / name)
+        assert strip_scope(inherited._cfg_dict) == strip_scope(own._cfg_dict)
+
+    def test_short_form_is_too_early_for_custom_imports(self, tmp_path, monkeypatch):
+        """mmengine imports what ``custom_imports`` names when all bases are read."""
+        monkeypatch.delitem(MODULE2PACKAGE, 'mmdscnet')
+        text = "_base_ = 'mmdscnet::dscnet/voc.py'\ncustom_imports = dict(imports=['mmdscnet'])\n"
+        (tmp_path / 'config.py').write_text(text)
+        with pytest.raises(AssertionError, match='does not support to load mmdscnet config'):
+            Config.fromfile(tmp_path / 'config.py')
+
+    def test_new_style_refuses_a_base_of_the_old_style(self, tmp_path):
+        """So our configs cannot be named in ``read_base``, wherever they lie."""
+        (tmp_path / 'ours').symlink_to(CONFIG_DIR)
+        text = 'with read_base():\n    from .ours.dscnet.shapes import *\n'
+        (tmp_path / 'config.py').write_text(f'from mmengine.config import read_base\n{text}')
+        with pytest.raises(ConfigParsingError, match='must match the current configuration file'):
+            Config.fromfile(tmp_path / 'config.py')
+
+
+MIXED_PROJECT = f"""
+_base_ = __import__('mmdscnet') and [
+    'mmseg::_base_/models/fcn_r50-d8.py',
+    'mmseg::_base_/schedules/schedule_20k.py',
+    'mmdscnet::_base_/datasets/shapes.py',
+    'mmdscnet::_base_/default_runtime.py',
+]
+{SMALL_RUN}
+train_dataloader = dict(batch_size=8, **loader, dataset={SHAPES_SIZES})
+val_dataloader = dict(**loader, dataset={SHAPES_SIZES})
+test_dataloader = dict(**loader, dataset={SHAPES_SIZES})
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    pretrained=None,
+    backbone=dict(depth=18, base_channels=8, norm_cfg=dict(type='BN')),
+    decode_head=dict(
+        _delete_=True, type='DSCHead', in_channels=64, in_index=3, num_classes=6,
+        pgcl=dict(type='PGCLLoss'), sgcl=dict(type='SGCLLoss')),
+    auxiliary_head=None)
+"""
+NEW_STYLE_RUN = """
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=3)
+log_processor = dict(by_epoch=False)
+"""
+NEW_STYLE_PROJECT = f"""
+from mmengine.config import Config, read_base
+
+from mmdscnet.models import DSCHead
+
+with read_base():
+    from .run import *
+
+base = Config.fromfile(__import__('mmdscnet').__path__[0] + '/.mim/configs/dscnet/shapes.py')
+globals().update({{key: base[key] for key in base if key not in globals()}})
+del base
+
+model.merge(dict(decode_head=dict(type=DSCHead, pgcl=dict(loss_weight=0.5))))
+default_hooks.merge(dict(
+    logger=dict(interval=1, log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=2)))
+loader = dict(num_workers=0, persistent_workers=False, dataset={SHAPES_SIZES})
+train_dataloader.merge(dict(loader, batch_size=8))
+val_dataloader.merge(loader)
+test_dataloader.merge(loader)
+"""
+OWN_SCOPE_PROJECT = f"""
+_base_ = __import__('mmdscnet') and 'mmdscnet::dscnet/shapes.py'
+default_scope = 'own'
+{SMALL_RUN}
+train_dataloader = dict(batch_size=8, **loader, dataset={SHAPES_SIZES})
+val_dataloader = dict(**loader, dataset={SHAPES_SIZES})
+test_dataloader = dict(**loader, dataset={SHAPES_SIZES})
+model = dict(decode_head=dict(type='OwnHead', _scope_='own'))
+"""
+
+
+class TestMixtures:
+    """Projects that add something of their own, run by mmseg's tools in this process."""
+
+    @pytest.fixture
+    def train_and_test(self, project, mmseg_tool):
+        (project / 'data').unlink()
+
+        def run():
+            mmseg_tool('train.py', 'config.py', '--work-dir', 'run')
+            assert_trained(project / 'run')
+            mmseg_tool('test.py', 'config.py', 'run/iter_2.pth', '--work-dir', 'tested')
+            assert_tested(project / 'tested')
+            return Config.fromfile(project / 'run' / 'config.py')
+
+        return run
+
+    @pytest.fixture
+    def own_head(self):
+        """A head in the registry of a project that is a child of mmseg's."""
+        models = Registry('model', parent=MODELS, scope='own')
+        models.register_module(name='OwnHead', module=type('OwnHead', (DSCHead,), {}))
+        yield
+        MODELS.children.pop('own')
+
+    def test_bases_of_mmseg_and_of_ours(self, project, train_and_test):
+        (project / 'config.py').write_text(MIXED_PROJECT)
+        cfg = train_and_test()
+        assert [cfg.model._scope_, cfg.train_dataloader.dataset._scope_] == ['mmseg', 'mmdscnet']
+
+    def test_new_style_config(self, project, train_and_test):
+        (project / 'run.py').write_text(NEW_STYLE_RUN)
+        (project / 'config.py').write_text(NEW_STYLE_PROJECT)
+        cfg = train_and_test()
+        assert cfg.model.decode_head.pgcl == dict(type='PGCLLoss', loss_weight=0.5)
+        assert cfg.model.decode_head.type.endswith('.DSCHead')
+
+    @pytest.mark.usefixtures('own_head')
+    def test_project_with_a_scope_of_its_own(self, project, train_and_test):
+        (project / 'config.py').write_text(OWN_SCOPE_PROJECT)
+        train_and_test()
+
+    @pytest.mark.usefixtures('own_head')
+    @pytest.mark.parametrize('head', ["type='OwnHead'", "type='own.OwnHead'"])
+    def test_class_of_a_scope_below_mmsegs_is_found_by_scope_only(self, project, head):
+        """An inherited model is built in our scope, which knows no sister by its prefix."""
+        text = OWN_SCOPE_PROJECT.replace("type='OwnHead', _scope_='own'", head)
+        (project / 'config.py').write_text(text)
+        with pytest.raises(KeyError, match='OwnHead is not in the'):
+            MODELS.build(Config.fromfile(project / 'config.py').model)
