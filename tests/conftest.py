@@ -98,6 +98,15 @@ def shared_dir(repository: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def free_port() -> str:
+    """A port that no process listens on."""
+    store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    del store
+    return str(port)
+
+
 BUILT_FROM = (
     'LICENSE',
     'MANIFEST.in',
@@ -150,12 +159,12 @@ class Environment(NamedTuple):
     python: Path
     variables: dict[str, str]
 
-    def run(self, *command: object, cwd: Path, check: bool = True) -> str:
-        """Run the interpreter, or a script beside it, and return what it printed."""
+    def run(self, *command: object, cwd: Path, check: bool = True, **variables: str) -> str:
+        """Run a command that finds this environment first, and return what it printed."""
         done = subprocess.run(
             [str(part) for part in command],
             cwd=cwd,
-            env=self.variables,
+            env={**self.variables, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,4 +1,4 @@
-"""Other projects of MMSegmentation that inherit our configs, through mmseg's own tools as they are."""
+"""Other projects of MMSegmentation that inherit our configs, through unmodified tools of mmseg."""
 
 import importlib.util
 import json
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE, ConfigParsingError
 from mmengine.registry import Registry
@@ -75,6 +76,24 @@ val_dataloader = dict(**loader, dataset={SHAPES_SIZES})
 test_dataloader = dict(**loader, dataset={SHAPES_SIZES})
 """
 
+CPU_RUNNER = """
+from mmengine.runner import Runner
+from mmseg.registry import RUNNERS
+
+from mmdscnet.launch import prepare_cpu_launch
+
+
+@RUNNERS.register_module()
+class CPURunner(Runner):
+    @classmethod
+    def from_cfg(cls, cfg):
+        prepare_cpu_launch(cfg)
+        return super().from_cfg(cfg)
+"""
+USE_CPU_RUNNER = """
+custom_imports = dict(imports=['mmdscnet', 'cpu_runner'])
+runner_type = 'CPURunner'
+"""
 
 LOSSES = {f'decode.loss_{name}' for name in ('cls', 'cls_refined', 'pgcl', 'sgcl')}
 
@@ -192,6 +211,22 @@ class TestInstalled:
             line = 'import mmdscnet, runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], {}, '
             command = ['-c', line + "'__main__')", MMSEG_TOOLS / 'train.py']
         environment.run(python, *command, 'config.py', '--work-dir', 'run', cwd=project)
+        assert_trained(project / 'run')
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(torch.cuda.is_available(), reason='with CUDA mmengine needs no help')
+    def test_mmsegs_launcher_trains_on_cpu_with_a_runner_that_starts_gloo(
+        self, install, project, free_port
+    ):
+        environment = install('from_wheel')
+        (project / 'data').unlink()
+        (project / 'cpu_runner.py').write_text(CPU_RUNNER)
+        text = SHAPES_PROJECT.replace('_base_ =', "_base_ = __import__('mmdscnet') and")
+        (project / 'config.py').write_text(text + USE_CPU_RUNNER)
+        launch = ('bash', MMSEG_TOOLS / 'dist_train.sh', 'config.py', 2, '--work-dir', 'run')
+        # Not checked by its exit status: now and then gloo takes a process down after its work.
+        output = environment.run(*launch, cwd=project, check=False, PORT=free_port)
+        assert 'GPU number: 2' in output, output[-6000:]
         assert_trained(project / 'run')
 
 

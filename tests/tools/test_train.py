@@ -23,14 +23,6 @@ def launch(repository, cwd, script, *args, **environment):
     )
 
 
-@pytest.fixture
-def free_port():
-    store = torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
-    port = store.port
-    del store
-    return str(port)
-
-
 def test_training_writes_a_checkpoint_to_the_work_dir(run_tool, toy_dir, tmp_path):
     run_tool('train.py', toy_dir / 'config.py', '--work-dir', tmp_path)
     assert load_weight(tmp_path, 2).shape == (1, 2)
