@@ -1,17 +1,23 @@
 """What all tests share: one thread, one seed, no state of mmengine left over, the real data.
 
-And for the tests of inference and exports a small folder in VOC's layout and small networks.
+And for the tests of inference and exports a small folder in VOC's layout and small networks, and
+for the tests of what users install a wheel and environments.
 """
 
 import copy
 import os
 import random
 import re
+import shutil
 import socket
+import subprocess
+import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -166,6 +172,103 @@ def cache(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
     monkeypatch.delenv('MMDSCNET_ZOO', raising=False)
     return tmp_path / 'torch_home' / 'hub' / 'checkpoints'
+
+
+BUILT_FROM = (
+    'LICENSE',
+    'MANIFEST.in',
+    'README.md',
+    'model-index.yml',
+    'pyproject.toml',
+    'setup.py',
+)
+BUILT_FOLDERS = ('configs', 'mmdscnet', 'requirements', 'tools')
+
+
+@pytest.fixture(scope='session')
+def copy_sources(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Copy what a wheel is built from, because building leaves folders beside it."""
+
+    def copy_to_temporary_folder() -> Path:
+        source = tmp_path_factory.mktemp('source')
+        for name in BUILT_FROM:
+            shutil.copy(repository / name, source)
+        ignored = shutil.ignore_patterns('__pycache__')
+        for name in BUILT_FOLDERS:
+            shutil.copytree(repository / name, source / name, symlinks=True, ignore=ignored)
+        return source
+
+    return copy_to_temporary_folder
+
+
+@pytest.fixture(scope='session')
+def build_wheel() -> Callable[[Path], Path]:
+    """Build the wheel of a copy of the sources."""
+
+    def build(source: Path) -> Path:
+        options = ['-qq', '--no-deps', '--no-build-isolation']
+        command = [sys.executable, '-m', 'pip', 'wheel', *options, '-w', source / 'dist', source]
+        subprocess.run(command, check=True)
+        return next((source / 'dist').glob('*.whl'))
+
+    return build
+
+
+@pytest.fixture(scope='session')
+def wheel_file(copy_sources: Callable[[], Path], build_wheel: Callable[[Path], Path]) -> Path:
+    """The wheel of this clone."""
+    return build_wheel(copy_sources())
+
+
+class Environment(NamedTuple):
+    """A virtual environment, and what processes in it find besides."""
+
+    python: Path
+    variables: dict[str, str]
+
+    def run(self, *command: object, cwd: Path, check: bool = True, **variables: str) -> str:
+        """Run a command that finds this environment first, and return what it printed."""
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env={**self.variables, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, done.stdout[-6000:]
+        return done.stdout
+
+    def install(self, *args: object) -> None:
+        """Install with the pip that runs the tests."""
+        pip = [sys.executable, '-m', 'pip', '--python', self.python]
+        options = ['-qq', '--no-deps', '--no-build-isolation', '--ignore-installed']
+        self.run(*pip, 'install', *options, *args, cwd=self.python.parent)
+
+    def see_the_stack(self) -> None:
+        """Let imports find the packages of the environment that runs the tests.
+
+        Of a folder that a .pth file names, Python does not read the .pth files: an editable
+        install of mmdscnet stays behind.
+        """
+        (site_packages,) = self.python.parents[1].glob('lib/python*/site-packages')
+        (site_packages / 'stack.pth').write_text(sysconfig.get_path('purelib'))
+
+
+@pytest.fixture(scope='session')
+def make_environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Environment]:
+    """Make an environment without pip and packages, which sees variables besides the usual."""
+
+    def make(**variables: str) -> Environment:
+        folder = tmp_path_factory.mktemp('environment')
+        subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
+        inherited = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+        path = f'{folder}/bin{os.pathsep}{inherited["PATH"]}'
+        own = {'PATH': path, 'OMP_NUM_THREADS': '1'}
+        return Environment(folder / 'bin' / 'python', {**inherited, **own, **variables})
+
+    return make
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,5 @@
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,31 +10,15 @@ import pytest
 from mmdscnet import zoo
 from mmdscnet.version import __version__
 
-SOURCES = ('LICENSE', 'MANIFEST.in', 'model-index.yml', 'pyproject.toml', 'setup.py')
-FOLDERS = ('configs', 'mmdscnet', 'requirements', 'tools')
+
+@pytest.fixture(scope='module')
+def source(copy_sources):
+    return copy_sources()
 
 
 @pytest.fixture(scope='module')
-def source(repository, tmp_path_factory):
-    """A copy of what is packed, because building leaves folders in the source tree."""
-    source = tmp_path_factory.mktemp('source')
-    for name in SOURCES:
-        shutil.copy(repository / name, source)
-    for name in FOLDERS:
-        shutil.copytree(repository / name, source / name, symlinks=True)
-    (source / 'README.md').write_text('# mmdscnet\n')
-    return source
-
-
-@pytest.fixture(scope='module')
-def wheel(source):
-    """The wheel."""
-    subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', '-qq', '--no-deps', '--no-build-isolation', '.'],
-        cwd=source,
-        check=True,
-    )
-    return zipfile.ZipFile(next(source.glob('*.whl')))
+def wheel(wheel_file):
+    return zipfile.ZipFile(wheel_file)
 
 
 def read_metadata(wheel):
