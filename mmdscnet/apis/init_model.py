@@ -44,6 +44,7 @@ def init_model(
 
     Example:
         >>> net = init_model('mmdscnet://dscnet_shapes')
+        Loads checkpoint by mmdscnet backend from path: mmdscnet://dscnet_shapes
         >>> net.dataset_meta['classes'][0]
         'background'
     """
