@@ -77,7 +77,7 @@ def hash_weights(model: nn.Module) -> str:
 def _flatten(value: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
         value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or not value:
         yield key, repr(value)
         return
     for name, part in value.items():

@@ -3,7 +3,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmdscnet import provenance
-from mmdscnet.provenance import describe_code, hash_config, hash_weights
+from mmdscnet.provenance import describe_code, flatten_config, hash_config, hash_weights
 
 
 def test_code_is_known_by_its_commit():
@@ -35,3 +35,14 @@ def test_weights_are_known_by_every_parameter_and_buffer():
         model[0].bias[1] += 1e-6
     assert hash_weights(model) not in (before, moved)
     assert hash_weights(model.bfloat16()) != before
+
+
+def test_config_is_spelt_out_to_its_last_value():
+    config = dict(model=dict(type='A', sizes=(1, 2), parts=[dict(n=1), dict(n=2)], none={}))
+    assert flatten_config(config) == {
+        'model.type': "'A'",
+        'model.sizes': '(1, 2)',
+        'model.parts.0.n': '1',
+        'model.parts.1.n': '2',
+        'model.none': '{}',
+    }

@@ -4,9 +4,9 @@ from mmdscnet.apis.affinity_labels import make_affinity_labels
 from mmdscnet.apis.cam_export import export_cams
 from mmdscnet.apis.export_start import describe_export, start_export
 from mmdscnet.apis.inferencer import InferenceResult, PseudoLabelInferencer
-from mmdscnet.apis.init_model import init_model
 from mmdscnet.apis.judgement import Judgement, judge, train_and_judge
 from mmdscnet.apis.label_export import export_labels
+from mmdscnet.apis.mmseg_model import init_model
 from mmdscnet.apis.model_loading import (
     build_split,
     drop_masks,

@@ -8,6 +8,7 @@ number of worker processes, nor on the number of ranks among which a batch is sh
 that resumes goes on with the next batch without reading those before it.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -71,10 +72,10 @@ class NumberedBatches(Sampler[list[NumberedIndex]]):
     def __iter__(self) -> Iterator[list[NumberedIndex]]:
         """Iterate over the batches of the sampler's epoch."""
         start, self.start = self.start, 0
-        epoch, place = getattr(self.sampler, 'epoch', 0), self.rank
+        epoch, first = getattr(self.sampler, 'epoch', 0), self.rank
         for number, batch in enumerate(self.batches):
-            places = range(place, place + len(batch) * self.world_size, self.world_size)
-            place = places.stop
+            places = range(first, first + len(batch) * self.world_size, self.world_size)
+            first = places.stop
             if number >= start:
                 yield [
                     NumberedIndex(image, (self.seed, IMAGE_DRAWS, epoch, place))
@@ -112,19 +113,21 @@ class NumberedItems:
 class EndlessBatches:
     """Epoch after epoch of a data loader, for a loop that counts iterations.
 
-    mmengine's loop takes and throws away as many batches as a resumed training has seen. These
+    mmengine's loop takes and throws away as many batches as a resumed training took steps. These
     come as None, and are not read.
 
     Args:
         loader: Data loader with :class:`NumberedBatches`.
-        seen: Number of batches that the training has seen.
+        seen: Number of its batches that the training has seen.
+        steps: Number of batches that the loop throws away; None for as many. They differ after a
+            change of the batch size.
     """
 
-    def __init__(self, loader: DataLoader, seen: int) -> None:
+    def __init__(self, loader: DataLoader, seen: int, steps: int | None = None) -> None:
         self.loader = loader
         assert isinstance(loader.batch_sampler, NumberedBatches)
         self.numbered = loader.batch_sampler
-        self.unread = seen
+        self.unread = seen if steps is None else steps
         epoch, start = divmod(seen, self.numbered.batches_per_epoch)
         self.epoch, self.start = int(epoch), int(start)
         self.batches: Iterator[Any] | None = None
@@ -138,12 +141,14 @@ class EndlessBatches:
         if self.unread:
             self.unread -= 1
             return None
-        if self.batches is not None:
-            for batch in self.batches:
-                return batch
+        if self.batches is None:
+            self.batches = self._begin_epoch()
+        batch = next(self.batches, None)
+        if batch is None:
             self.epoch += 1
-        self.batches = self._begin_epoch()
-        return next(self.batches)
+            self.batches = self._begin_epoch()
+            batch = next(self.batches)
+        return batch
 
     def _begin_epoch(self) -> Iterator[Any]:
         if hasattr(self.numbered.sampler, 'set_epoch'):
@@ -158,21 +163,28 @@ def number_batches(loader: DataLoader, seed: int) -> DataLoader:
     Args:
         loader: Data loader as mmengine builds it. Its data set gets a ``__getitems__``, by which
             torch then asks for a batch.
-        seed: Seed of the run; the sampler gets it too.
+        seed: Seed of the run, the same on every rank; the sampler gets it too.
 
     Returns:
         The new data loader.
 
     Raises:
         TypeError: If it has a batch sampler of its own, whose rules are not known.
+        ValueError: If it gives no batch at all.
     """
     if type(loader.batch_sampler) is not BatchSampler:
         raise TypeError(
             f'batches of {type(loader.batch_sampler).__name__} cannot be numbered: take '
             'batch_sampler out of train_dataloader, or ExactResumeHook out of default_hooks'
         )
-    sampler = _restart(loader.sampler, loader.dataset, seed)
-    batches = BatchSampler(sampler, loader.batch_sampler.batch_size, loader.batch_sampler.drop_last)
+    old = loader.batch_sampler
+    sampler = _restart(loader.sampler, seed)
+    batches = BatchSampler(sampler, old.batch_size, old.drop_last)
+    if len(batches) == 0:
+        raise ValueError(
+            f'train_dataloader gives no batch: with drop_last=True, batch_size={old.batch_size} is '
+            f'more than the {len(sampler)} images of a process: choose a smaller one'
+        )
     dataset: Any = loader.dataset
     dataset.__getitems__ = NumberedItems(dataset)
     return DataLoader(
@@ -190,11 +202,13 @@ def number_batches(loader: DataLoader, seed: int) -> DataLoader:
     )
 
 
-def _restart(sampler: Any, dataset: Dataset, seed: int) -> Any:
-    # An endless sampler cannot be sent back to its beginning, which a loop has begun to read.
-    if type(sampler) is InfiniteSampler:
-        return InfiniteSampler(dataset, sampler.shuffle, seed)
-    if hasattr(sampler, 'seed'):
+def _restart(sampler: Any, seed: int) -> Any:
+    if isinstance(sampler, InfiniteSampler):
+        # It cannot be sent back to its beginning, which a loop has begun to read.
+        sampler = copy.copy(sampler)
+        sampler.seed = seed
+        sampler.indices = sampler._indices_of_rank()
+    elif hasattr(sampler, 'seed'):
         # A resumed training has the seed of its checkpoint, which came after the sampler.
         sampler.seed = seed
     return sampler

@@ -37,21 +37,39 @@ class AtomicCheckpointHook(CheckpointHook):
     mmengine writes a checkpoint under its own name, writes ``last_checkpoint`` in place, and
     removes an outdated checkpoint before the new one is there. A process that is killed in between
     leaves half a file, or nothing to resume from when ``max_keep_ckpts=1``. Here files are renamed
-    when they are whole, and removed after what replaces them is written.
+    when they are whole, and removed after what replaces them is written; only of the best
+    checkpoint mmengine removes the old one first. A resumed training removes what a killed one left
+    unfinished. A loss of power is another matter: nothing is forced to the disk.
 
-    Checkpoints that go to other storage (``backend_args`` or ``file_client_args``) are left to it,
-    and those of mmengine's ``FlexibleRunner`` are written in place by its strategy; there too
-    ``last_checkpoint`` names a new one only when it is complete, and the one before stays until
-    then.
+    Checkpoints that go to other storage (``backend_args``, ``file_client_args``, or an ``out_dir``
+    with ``://``) are left to it, and those of mmengine's ``FlexibleRunner`` are written in place by
+    its strategy; there too ``last_checkpoint`` names a new one only when it is complete, and the
+    one before stays until then.
 
     Args:
         kwargs: As for mmengine's ``CheckpointHook``.
     """
 
+    backend_args: dict[str, Any] | None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get('backend_args') is None and kwargs.get('file_client_args') is None:
-            kwargs['backend_args'] = dict(backend='atomic_local')
         super().__init__(*args, **kwargs)
+        is_local = '://' not in str(self.out_dir)
+        if is_local and self.backend_args is None and self.file_client_args is None:
+            self.backend_args = dict(backend='atomic_local')
+
+    def before_train(self, runner: Runner) -> None:
+        """Find out where checkpoints go, and remove what a killed training left unfinished there.
+
+        Args:
+            runner: The runner.
+        """
+        super().before_train(runner)
+        if is_main_process() and isinstance(self.file_backend, AtomicLocalBackend):
+            for folder in {Path(self.out_dir), Path(runner.work_dir)}:
+                for pattern in ('.*.pth.*.tmp', '.last_checkpoint.*.tmp'):
+                    for leftover in folder.glob(pattern):
+                        leftover.unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         outdated = self._keep(runner, step)

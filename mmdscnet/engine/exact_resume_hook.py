@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mmengine.dist import get_world_size
+from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
@@ -13,7 +13,13 @@ from mmdscnet.datasets.numbered_batches import (
     EndlessBatches,
     number_batches,
 )
-from mmdscnet.engine.resume_check import compare_batches, compare_runs, describe_run, shorten
+from mmdscnet.engine.resume_check import (
+    compare_batches,
+    compare_runs,
+    describe_run,
+    global_batch,
+    shorten,
+)
 from mmdscnet.random_draws import seed_draws
 
 CHECKPOINT_KEY = 'run'
@@ -44,6 +50,10 @@ class ExactResumeHook(Hook):
         With ``accumulative_counts`` a checkpoint between two steps of the optimizer lacks the
         gradients that were gathered so far. Such an interval is reported at the start.
 
+    Note:
+        After a resume within an epoch the log counts the steps of that epoch from 1 again.
+        mmengine's ``EarlyStoppingHook`` keeps nothing in a checkpoint and starts its count anew.
+
     Args:
         strict: Whether to refuse to resume with another model, data, optimizer or seed; else this
             is a warning too.
@@ -53,6 +63,10 @@ class ExactResumeHook(Hook):
 
     def __init__(self, strict: bool = True) -> None:
         self.strict = strict
+        self.seed = 0
+        self.saved: dict[str, Any] | None = None
+        # The step with the first batch of the epoch, or of a loop that counts steps.
+        self.epoch, self.first_step = 0, 0
 
     def before_train(self, runner: Runner) -> None:
         """Number the batches, and find the first that was not seen.
@@ -61,11 +75,17 @@ class ExactResumeHook(Hook):
             runner: The runner, at its first step or, resumed, at a later one.
         """
         loop = runner.train_loop
-        loop.dataloader = number_batches(loop.dataloader, runner.seed)
+        # With diff_rank_seed each rank has its own, and all must share the images.
+        seeds = [runner.seed]
+        broadcast_object_list(seeds)
+        self.seed = seeds[0]
+        loop.dataloader = number_batches(loop.dataloader, self.seed)
+        seen = self._count_seen(runner)
+        self.epoch, self.first_step = runner.epoch, runner.iter - seen
         if isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator = EndlessBatches(loop.dataloader, loop.iter)
+            loop.dataloader_iterator = EndlessBatches(loop.dataloader, seen, loop.iter)
         else:
-            loop.dataloader.batch_sampler.start = self._seen_of_epoch(runner)
+            loop.dataloader.batch_sampler.start = seen
         self._check_accumulation(runner)
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -74,7 +94,9 @@ class ExactResumeHook(Hook):
         Args:
             runner: The runner.
         """
-        seed_draws(runner.seed, EPOCH_DRAWS, runner.epoch, runner.rank)
+        if runner.epoch != self.epoch:
+            self.epoch, self.first_step = runner.epoch, runner.iter
+        seed_draws(self.seed, EPOCH_DRAWS, runner.epoch, runner.rank)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed what the step draws.
@@ -84,7 +106,7 @@ class ExactResumeHook(Hook):
             batch_idx: Not used.
             data_batch: Not used.
         """
-        seed_draws(runner.seed, STEP_DRAWS, runner.iter, runner.rank)
+        seed_draws(self.seed, STEP_DRAWS, runner.iter, runner.rank)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Remember the run.
@@ -93,7 +115,11 @@ class ExactResumeHook(Hook):
             runner: The runner.
             checkpoint: What is saved.
         """
-        checkpoint[CHECKPOINT_KEY] = describe_run(runner.cfg, get_world_size())
+        meta, counts_steps = checkpoint['meta'], isinstance(runner.train_loop, IterBasedTrainLoop)
+        is_within = counts_steps or meta['epoch'] == self.epoch
+        seen = meta['iter'] - self.first_step if is_within else 0
+        run = describe_run(runner.cfg, get_world_size())
+        checkpoint[CHECKPOINT_KEY] = dict(run, seen=seen)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that the run which resumes is the one that was interrupted.
@@ -108,6 +134,7 @@ class ExactResumeHook(Hook):
         if not runner._resume:
             return
         saved, now = checkpoint.get(CHECKPOINT_KEY), describe_run(runner.cfg, get_world_size())
+        self.saved = saved
         if saved is None:
             runner.logger.warning(
                 'the checkpoint was written without ExactResumeHook: what it was trained with is '
@@ -131,11 +158,18 @@ class ExactResumeHook(Hook):
         if other_batches:
             runner.logger.warning(other_batches)
 
-    def _seen_of_epoch(self, runner: Runner) -> int:
-        per_epoch = len(runner.train_dataloader)
-        seen = runner.iter - runner.epoch * per_epoch
-        # A complete epoch still has to end. Outside of it after a change of the batch size.
-        return seen if 0 <= seen <= per_epoch else 0
+    def _count_seen(self, runner: Runner) -> int:
+        """Count the batches that were seen, of this epoch or by a loop that counts steps."""
+        counts_steps = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if self.saved is None:
+            # At the start, or after a checkpoint without this hook.
+            whole = 0 if counts_steps else runner.epoch * len(runner.train_dataloader)
+            return max(runner.iter - whole, 0)
+        before = global_batch(self.saved)
+        after = global_batch(describe_run(runner.cfg, get_world_size()))
+        if before == after:
+            return self.saved['seen']
+        return self.saved['seen'] * before // after if counts_steps else 0
 
     def _check_accumulation(self, runner: Runner) -> None:
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)

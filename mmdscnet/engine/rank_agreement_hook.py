@@ -1,7 +1,7 @@
 """Processes that were not started alike are told so, instead of waiting for each other."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,32 @@ def describe_images(dataset: Any) -> dict[str, str]:
     """
     if not hasattr(dataset, 'get_data_info'):
         return {'number of images': str(len(dataset))}
-    root = str(getattr(dataset, 'data_root', None) or '')
+    roots = sorted(find_roots(dataset), key=len, reverse=True)
     infos = map(dataset.get_data_info, range(len(dataset)))
-    return {f'image {index}': _describe(info, root) for index, info in enumerate(infos)}
+    return {f'image {index}': _describe(info, roots) for index, info in enumerate(infos)}
 
 
-def _describe(info: Mapping[str, Any], root: str) -> str:
+def find_roots(dataset: Any) -> set[str]:
+    """Find the folders that a data set, and those that it wraps, call their root.
+
+    Args:
+        dataset: The data set.
+
+    Returns:
+        The folders, each with a separator at its end.
+    """
+    root = getattr(dataset, 'data_root', None)
+    roots = {os.path.join(root, '')} if root else set()
+    wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    return roots.union(*(find_roots(part) for part in wrapped if part is not None))
+
+
+def _describe(info: Mapping[str, Any], roots: Sequence[str]) -> str:
     texts = []
     for value in (info[key] for key in DESCRIBING if info.get(key) is not None):
-        if isinstance(value, str) and root and value.startswith(root):
-            value = os.path.relpath(value, root)
+        if isinstance(value, str):
+            root = next((root for root in roots if value.startswith(root)), '')
+            value = value.removeprefix(root)
         # Not as an array, which is shortened when it is long.
         texts.append(str(np.asarray(value).tolist()))
     return ' '.join(texts)

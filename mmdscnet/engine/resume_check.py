@@ -82,16 +82,15 @@ def compare_batches(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
     Returns:
         What is no longer exact; None if nothing changed.
     """
-    before, after = (
-        (run['world_size'], int(run['config'].get(BATCH_SIZE, 1))) for run in (saved, now)
-    )
-    if before == after:
+    sizes = [run['config'].get(BATCH_SIZE, '1') for run in (saved, now)]
+    ranks = [run['world_size'] for run in (saved, now)]
+    if sizes[0] == sizes[1] and ranks[0] == ranks[1]:
         return None
     text = (
-        f'the checkpoint was trained by {before[0]} processes with {before[1]} images each, and '
-        f'goes on with {after[0]} of {after[1]}. '
+        f'the checkpoint was trained by {ranks[0]} processes with {sizes[0]} images each, and goes '
+        f'on with {ranks[1]} of {sizes[1]}. '
     )
-    if before[0] * before[1] == after[0] * after[1]:
+    if global_batch(saved) == global_batch(now):
         return text + (
             'The global batch, its images and their augmentation stay the same; sums are rounded '
             'differently, dropout differs, and batch norm sees other batches unless it is '
@@ -101,6 +100,18 @@ def compare_batches(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
         'The global batch has another size: the learning rate is not scaled, steps are not '
         'comparable, an epoch that was interrupted begins anew, and images may come again or late'
     )
+
+
+def global_batch(run: Mapping[str, Any]) -> int:
+    """Count the images of a step on all ranks.
+
+    Args:
+        run: Description of a run.
+
+    Returns:
+        Their number.
+    """
+    return run['world_size'] * int(run['config'].get(BATCH_SIZE, 1))
 
 
 def shorten(changes: list[str]) -> str:

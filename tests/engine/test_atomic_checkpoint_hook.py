@@ -109,3 +109,13 @@ def test_backend_is_known_by_name(tmp_path):
 def test_other_storage_is_left_to_itself(storage):
     hook = AtomicCheckpointHook(**storage)
     assert hook.backend_args == storage.get('backend_args')
+
+
+def test_what_a_killed_training_was_writing_is_removed(resumable_config):
+    cfg = resumable_config(epochs=1)
+    work_dir = Path(cfg.work_dir)
+    work_dir.mkdir()
+    for name in ('.iter_1.pth.abc.tmp', '.last_checkpoint.abc.tmp', 'notes.tmp'):
+        (work_dir / name).touch()
+    train(cfg)
+    assert names(work_dir, '*.tmp') == {'notes.tmp'}

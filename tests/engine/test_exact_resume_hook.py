@@ -1,13 +1,16 @@
 """Trainings that are cut off at any step and resumed, against ones that were not."""
 
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmseg.registry import HOOKS
+from mmseg.registry import DATA_SAMPLERS, HOOKS
 
 from mmdscnet.engine import ExactResumeHook
 
@@ -220,3 +223,66 @@ def test_accumulation_resumes_exactly_between_its_cycles(resumable_config):
 
 def test_hook_goes_first():
     assert ExactResumeHook().priority == 'VERY_HIGH'
+
+
+def images_of(cfg):
+    """Train, and note the images of each step."""
+    seen = []
+
+    @HOOKS.register_module(name='NoteHook', force=True)
+    class NoteHook(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            names = [Path(sample.img_path).stem for sample in data_batch['data_samples']]
+            seen.append(sorted(names))
+
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(type='NoteHook')]
+    with suppress(CutOffError):
+        train(cfg)
+    return seen
+
+
+def cutting(cfg, after):
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(type='CutOffHook', after=after)]
+    cfg.default_hooks.checkpoint.interval = after
+    return cfg
+
+
+@pytest.mark.parametrize('loop', ['shuffled', 'endless'])
+def test_place_is_kept_after_another_batch_size(resumable_config, loop):
+    """A resume with the batch size of the checkpoint is exact, whatever was before it."""
+    halved = {'train_dataloader.batch_size': 2, **LOOPS[loop]}
+    if 'iterations' in halved:
+        halved['iterations'] = 18
+    images_of(cutting(resumable_config('cut', **LOOPS[loop]), 3))
+    shutil.copytree(resumable_config('cut').work_dir, resumable_config('whole').work_dir)
+    whole = images_of(resumable_config('whole', resume=True, **halved))
+    first = images_of(cutting(resumable_config('cut', resume=True, **halved), 7))
+    rest = images_of(resumable_config('cut', resume=True, **halved))
+    assert first + rest == whole
+    assert len(first) == 4
+
+
+def test_epoch_begins_anew_with_another_global_batch(resumable_config):
+    options = LOOPS['shuffled']
+    whole = images_of(resumable_config('whole', **options))
+    images_of(cutting(resumable_config('cut', **options), 2))
+    halved = {'train_dataloader.batch_size': 2, 'resume': True, **options}
+    again = images_of(resumable_config('cut', **halved))
+    assert sorted(again[0] + again[1]) == whole[0]
+
+
+@pytest.mark.parametrize('kind', ['InfiniteSampler', 'OwnInfiniteSampler'])
+def test_endless_sampler_that_workers_have_begun_to_read_begins_anew(resumable_config, kind):
+    DATA_SAMPLERS.register_module(
+        name='OwnInfiniteSampler', module=type('Own', (InfiniteSampler,), {}), force=True
+    )
+    sampler = dict(type=kind, shuffle=True)
+    options = {'train_dataloader.num_workers': 1}
+    seen = images_of(resumable_config('run', iterations=3, sampler=sampler, **options))
+    assert seen == images_of(resumable_config('other', iterations=3, sampler=sampler))
+
+
+def test_too_few_images_for_a_batch_are_refused(resumable_config):
+    options = {'train_dataloader.batch_size': 50, 'train_dataloader.drop_last': True}
+    with pytest.raises(ValueError, match=r'batch_size=50 is more than the 12 images of a process'):
+        train(resumable_config('run', iterations=3, **options))

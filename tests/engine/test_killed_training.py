@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmseg.registry import HOOKS
 
 from mmdscnet.launch import prepare_cpu_launch
 
@@ -123,6 +125,37 @@ def test_other_number_of_processes_resumes_with_a_warning(make_config, tmp_path)
     text = ''.join(path.read_text() for path in (tmp_path / 'run').rglob('*.log'))
     assert 'trained by 2 processes with 2 images each, and goes on with 1 of 4' in text
     assert 'its images and their augmentation stay the same' in text
+
+
+@HOOKS.register_module(force=True)
+class NoteImagesHook(Hook):
+    """Write down which images a rank reads."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        path = Path(runner.work_dir, f'images_{runner.rank}')
+        with path.open('a') as file:
+            file.writelines(f'{sample.img_path}\n' for sample in data_batch['data_samples'])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
+@pytest.mark.parametrize('randomness', [dict(seed=0, diff_rank_seed=True), dict(seed=None)])
+def test_ranks_share_the_images_whatever_their_seeds(make_config, tmp_path, randomness):
+    def one_epoch(work_dir):
+        cfg = make_config(work_dir)
+        cfg.train_cfg.max_epochs = 1
+        cfg.randomness = randomness
+        cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
+        cfg.custom_hooks = [dict(type='NoteImagesHook')]
+        cfg.train_dataloader.dataset.pipeline.pop(1)
+        cfg.model.decode_head.pseudo_label = None
+        return cfg
+
+    log = tmp_path / 'log'
+    assert wait(start(one_epoch, 'run', 2, log), PATIENCE) == [0, 0], log.read_text()
+    paths = [tmp_path / 'run' / f'images_{rank}' for rank in range(2)]
+    images = [image for path in paths for image in path.read_text().split()]
+    assert len(images) == len(set(images)) == 12
 
 
 @pytest.mark.slow

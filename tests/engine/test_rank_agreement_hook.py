@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 
 from mmdscnet.engine import RankAgreementHook, rank_agreement_hook
@@ -44,6 +45,17 @@ def test_ranks_compare_config_and_images(runner, monkeypatch):
 def test_copies_of_the_data_are_alike(build_dataset, make_voc_folder, voc_folder, tmp_path):
     copy = shutil.copytree(voc_folder, tmp_path / 'copy')
     assert describe_images(build_dataset()) == describe_images(build_dataset(copy))
+
+
+def test_copies_are_alike_within_wrappers(build_dataset, voc_folder, tmp_path):
+    # Its name begins with that of the other.
+    copy = shutil.copytree(voc_folder, tmp_path / f'{voc_folder.name}2')
+    both = [
+        ConcatDataset([build_dataset(folder), build_dataset()]) for folder in (voc_folder, copy)
+    ]
+    assert describe_images(both[0]) == describe_images(both[1])
+    assert describe_images(RepeatDataset(both[0], 2)) == describe_images(RepeatDataset(both[1], 2))
+    assert describe_images(both[0])['image 0'].startswith('JPEGImages/a.jpg ')
 
 
 def test_other_labels_are_seen(build_dataset, own_voc_folder):

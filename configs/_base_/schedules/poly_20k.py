@@ -11,4 +11,5 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     ranks=dict(type='RankAgreementHook'),
     resume=dict(type='ExactResumeHook'),
+    validation=dict(type='MissedValidationHook'),
 )
