@@ -50,12 +50,13 @@ def test_copies_of_the_data_are_alike(build_dataset, make_voc_folder, voc_folder
 def test_copies_are_alike_within_wrappers(build_dataset, voc_folder, tmp_path):
     # Its name begins with that of the other.
     copy = shutil.copytree(voc_folder, tmp_path / f'{voc_folder.name}2')
-    both = [
+    one, other = (
         ConcatDataset([build_dataset(folder), build_dataset()]) for folder in (voc_folder, copy)
-    ]
-    assert describe_images(both[0]) == describe_images(both[1])
-    assert describe_images(RepeatDataset(both[0], 2)) == describe_images(RepeatDataset(both[1], 2))
-    assert describe_images(both[0])['image 0'].startswith('JPEGImages/a.jpg ')
+    )
+    assert describe_images(one) == describe_images(other)
+    assert describe_images(one)['image 0'].startswith('JPEGImages/a.jpg ')
+    one, other = (RepeatDataset(build_dataset(folder), 2) for folder in (voc_folder, copy))
+    assert describe_images(one) == describe_images(other)
 
 
 def test_other_labels_are_seen(build_dataset, own_voc_folder):
