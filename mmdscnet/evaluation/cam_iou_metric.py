@@ -12,6 +12,7 @@ from prettytable import PrettyTable
 from torch import Tensor
 
 from mmdscnet.atomic_write import atomic_path
+from mmdscnet.evaluation.dataset_classes import read_classes
 from mmdscnet.evaluation.threshold_sweep import (
     count_pixels,
     per_class_scores,
@@ -140,12 +141,7 @@ class CAMIoUMetric(BaseMetric):
 
     @property
     def _classes(self) -> Sequence[str]:
-        if not self.dataset_meta or 'classes' not in self.dataset_meta:
-            raise ValueError(
-                'dataset_meta has no classes: set metric.dataset_meta = dict(classes=(...)), '
-                'background first, or give the data set metainfo=dict(classes=(...))'
-            )
-        return self.dataset_meta['classes']
+        return read_classes(self.dataset_meta)
 
     def _checked_maps(self, sample: dict) -> tuple[Tensor, Tensor]:
         image, seg_map = _path_of(sample, 'img_path'), _path_of(sample, 'seg_map_path')

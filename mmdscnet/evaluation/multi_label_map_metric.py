@@ -12,6 +12,8 @@ from mmengine.logging import print_log
 from mmseg.registry import METRICS
 from prettytable import PrettyTable
 
+from mmdscnet.evaluation.dataset_classes import read_classes
+
 _REQUIRED = ('mmpretrain', 'torchvision')
 
 
@@ -125,12 +127,7 @@ class MultiLabelMAPMetric(BaseMetric):
 
     @property
     def _classes(self) -> Sequence[str]:
-        if not self.dataset_meta or 'classes' not in self.dataset_meta:
-            raise ValueError(
-                'dataset_meta has no classes: set metric.dataset_meta = dict(classes=(...)), '
-                'background first, or give the data set metainfo=dict(classes=(...))'
-            )
-        return self.dataset_meta['classes'][1:]
+        return read_classes(self.dataset_meta)[1:]
 
     def _log(self, precision: np.ndarray, truth: np.ndarray, mean: float, images: int) -> None:
         table = PrettyTable()
