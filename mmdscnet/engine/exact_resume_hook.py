@@ -7,6 +7,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
 
+from mmdscnet.datasets.image_descriptions import hash_images
 from mmdscnet.datasets.numbered_batches import (
     EPOCH_DRAWS,
     STEP_DRAWS,
@@ -38,7 +39,8 @@ class ExactResumeHook(Hook):
     processes. It works in any config of mmseg, with mmengine's loops and samplers.
 
     A checkpoint also remembers the config. To resume with another model, data, optimizer or seed
-    is an error; another schedule or number of processes is a warning that says what changes.
+    is an error; other images, another schedule or number of processes is a warning that says what
+    changes.
 
     Note:
         Bit-identical weights also need operators that are deterministic: those on CPU are, for a
@@ -64,6 +66,7 @@ class ExactResumeHook(Hook):
     def __init__(self, strict: bool = True) -> None:
         self.strict = strict
         self.seed = 0
+        self.images = ''
         self.saved: dict[str, Any] | None = None
         # The step with the first batch of the epoch, or of a loop that counts steps.
         self.epoch, self.first_step = 0, 0
@@ -80,6 +83,12 @@ class ExactResumeHook(Hook):
         broadcast_object_list(seeds)
         self.seed = seeds[0]
         loop.dataloader = number_batches(loop.dataloader, self.seed)
+        self.images = hash_images(loop.dataloader.dataset)
+        if self.saved is not None and self.saved['images'] != self.images:
+            runner.logger.warning(
+                'the training images, their order or labels are not those that the checkpoint was '
+                'trained on: what was seen of them is not what is left out now'
+            )
         seen = self._count_seen(runner)
         self.epoch, self.first_step = runner.epoch, runner.iter - seen
         if isinstance(loop, IterBasedTrainLoop):
@@ -119,7 +128,7 @@ class ExactResumeHook(Hook):
         is_within = counts_steps or meta['epoch'] == self.epoch
         seen = meta['iter'] - self.first_step if is_within else 0
         run = describe_run(runner.cfg, get_world_size())
-        checkpoint[CHECKPOINT_KEY] = dict(run, seen=seen)
+        checkpoint[CHECKPOINT_KEY] = dict(run, images=self.images, seen=seen)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check that the run which resumes is the one that was interrupted.

@@ -179,6 +179,14 @@ def test_other_config_is_a_warning_when_not_strict(resumable_config):
     assert runner.iter == 9
 
 
+def test_other_images_are_a_warning(resumable_config):
+    cut_off(resumable_config('run'), 3)
+    options = {'train_dataloader.dataset.indices': 10, 'default_hooks.resume.strict': False}
+    runner = train(resumable_config('run', resume=True, **options))
+    log = next(Path(runner.work_dir).rglob(f'{runner.timestamp}.log')).read_text()
+    assert 'not those that the checkpoint was trained on' in log
+
+
 def test_another_batch_size_says_what_changes(resumable_config):
     cut_off(resumable_config('run'), 2)
     options = {'train_dataloader.batch_size': 2}
