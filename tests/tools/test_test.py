@@ -85,7 +85,11 @@ def test_painting_is_switched_on(tool, config):
 def test_dscnet_writes_and_paints_predictions(repository, run_tool, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = repository / 'configs' / 'dscnet' / 'shapes.py'
-    few = [f'{name}_dataloader.dataset.indices=4' for name in ('train', 'val', 'test')]
+    few = [
+        f'{name}_dataloader.dataset.splits.{split}=4'
+        for name in ('train', 'val', 'test')
+        for split in ('train', 'val')
+    ]
     options = ('--cfg-options', *few, 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4')
     run_tool('train.py', config, '--work-dir', 'run', *options)
     folders = ('--out', 'predictions', '--show-dir', 'painted', '--work-dir', 'run')

@@ -115,7 +115,11 @@ def test_two_processes_average_their_gradients(run_tool, repository, toy_dir, tm
 @pytest.mark.skipif(torch.cuda.is_available(), reason='checks gloo on machines without CUDA')
 def test_dscnet_trains_on_two_processes(repository, tmp_path, free_port):
     config = repository / 'configs' / 'dscnet' / 'shapes.py'
-    few = [f'{name}_dataloader.dataset.indices=8' for name in ('train', 'val')]
+    few = [
+        f'{name}_dataloader.dataset.splits.{split}=8'
+        for name in ('train', 'val')
+        for split in ('train', 'val')
+    ]
     options = ('--cfg-options', *few, 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4')
     args = (config, 2, '--work-dir', tmp_path / 'run', *options)
     run = launch(repository, tmp_path, 'dist_train.sh', *args, PORT=free_port)
