@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,8 @@ def check_checkpoint(path: str) -> None:
 def find_checkpoint_to_resume(cfg: Config) -> None:
     """Let a training resume in a work dir that was moved or copied.
 
-    mmengine notes the newest checkpoint by its absolute path, which leads to the old place.
+    mmengine notes the newest checkpoint by its absolute path, which leads to the old place. Where
+    there is none, which may be a mistyped folder, a warning says so.
 
     Args:
         cfg: Config of the run; its ``load_from`` is set where the note leads nowhere.
@@ -226,7 +228,13 @@ def find_checkpoint_to_resume(cfg: Config) -> None:
         FileNotFoundError: If the checkpoint is not in the work dir either.
     """
     note = Path(cfg.work_dir, 'last_checkpoint')
-    if not cfg.resume or cfg.get('load_from') or not note.is_file():
+    if not cfg.resume or cfg.get('load_from'):
+        return
+    if not note.is_file():
+        warnings.warn(
+            f'{cfg.work_dir} has no checkpoint to resume from: the training starts from nothing',
+            stacklevel=2,
+        )
         return
     noted = Path(note.read_text().strip())
     if noted.exists():

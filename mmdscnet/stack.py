@@ -165,11 +165,8 @@ def allow_checkpoint_globals() -> None:
 
     Since torch 2.6 only tensors and plain Python types load by default. A training checkpoint
     also holds numpy numbers and mmengine's log history, which pickles its methods through
-    ``getattr``. Exactly these are admitted. Older versions of torch are left alone.
+    ``getattr``. Exactly these are admitted.
     """
-    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
-    if version < (2, 6):
-        return
     from mmengine.logging import HistoryBuffer
 
     reconstruct = np.empty(0).__reduce__()[0]

@@ -42,6 +42,8 @@ from mmseg.models import SegDataPreProcessor  # isort: skip
 from mmseg.registry import DATASETS, HOOKS, MODELS, OPTIM_WRAPPERS  # isort: skip
 from mmseg.structures import SegDataSample  # isort: skip
 
+# What the lines of a server of ranks begin with.
+ANSWER = 'exit codes:'
 # Of all ranks together.
 BATCH = 8
 SIZE = (32, 32)
@@ -302,7 +304,7 @@ def serve():
                 be_rank(form, rank, ranks, folder)
             children.append(child)
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), file=answers, flush=True)
+        print(ANSWER, json.dumps(codes), file=answers, flush=True)
 
 
 @pytest.fixture(scope='module')
@@ -319,7 +321,9 @@ def fork_ranks(tmp_path_factory, repository):
             folder = tmp_path_factory.mktemp('ranks')
             question = json.dumps([json.loads(form), ranks, str(folder)])
             print(question, file=server.stdin, flush=True)
-            return folder, json.loads(server.stdout.readline())
+            # The forks of OpenMMLab print something when they are imported.
+            answer = next(line for line in server.stdout if line.startswith(ANSWER))
+            return folder, json.loads(answer.removeprefix(ANSWER))
 
         yield lambda form, ranks: ask(json.dumps(form), ranks)
 

@@ -274,6 +274,11 @@ class TestResume:
         with pytest.raises(FileNotFoundError, match=r"'/old/place/iter_2\.pth'.*load_from=\.\.\."):
             find_checkpoint_to_resume(cfg)
 
+    def test_nothing_to_resume_from_is_a_warning(self, cfg, tmp_path):
+        (tmp_path / 'last_checkpoint').unlink()
+        with pytest.warns(UserWarning, match='has no checkpoint to resume from: the training'):
+            find_checkpoint_to_resume(cfg)
+
     def test_training_from_the_start_and_own_choice_are_left_alone(self, cfg):
         cfg.load_from = 'other.pth'
         find_checkpoint_to_resume(cfg)

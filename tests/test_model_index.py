@@ -112,7 +112,7 @@ def test_weights_are_shipped_or_on_the_web(entry):
     if entry['Weights'].startswith(WEB):
         assert entry['Weights'].endswith('/' + name_file(entry['Name'], entry['SHA256']))
     else:
-        assert entry['Weights'] == SCHEME + entry['Name']
+        assert entry['Weights'] == SCHEME + name_file(entry['Name'], entry['SHA256'])
         assert shipped_file(entry).is_file()
 
 

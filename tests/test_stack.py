@@ -286,13 +286,6 @@ class TestCheckpoints:
         ):
             stack.get_history_method(HistoryBuffer, 'register_statistics')
 
-    def test_old_torch_is_left_alone(self, monkeypatch):
-        monkeypatch.setattr(torch, '__version__', '2.5.1+cpu')
-        admitted = []
-        monkeypatch.setattr(torch.serialization, 'add_safe_globals', admitted.extend)
-        stack.allow_checkpoint_globals()
-        assert admitted == []
-
 
 class TestPackageNames:
     def test_own_name_is_a_module_of_the_package(self):

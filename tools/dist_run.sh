@@ -11,6 +11,10 @@ TOOL=$1
 GPUS=$2
 shift 2
 PYTHON=${PYTHON:-python}
+if [ ! -f "$(dirname "$0")/$TOOL" ]; then
+    echo "there is no $(dirname "$0")/$TOOL: name a tool of that folder, such as export_cams.py" >&2
+    exit 2
+fi
 PORT=${PORT:-29500}
 
 # The first machine listens on the port; torchrun would say so in a hundred lines.

@@ -1,6 +1,7 @@
 """From a config and a checkpoint to a model that labels images."""
 
 import os
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from mmdscnet.launch import check_checkpoint, read_run_config
-from mmdscnet.zoo import SCHEME, checked_address, find_config
+from mmdscnet.zoo import SCHEME, checked_address, find_config, read_checkpoint
 
 WRONG_NETWORK = (
     'is damaged or not of the network of this config, give the config that it was trained with'
@@ -95,6 +96,9 @@ def read_contents(checkpoint: str) -> dict[str, Any]:
         ValueError: If it is damaged or none.
     """
     check_checkpoint(checkpoint)
+    if Path(checkpoint).is_file():
+        # Not by mmengine, which in the maintained forks runs code where a safe load fails.
+        return read_checkpoint(checkpoint, 'cpu')
     address = checked_address(checkpoint)
     try:
         contents = CheckpointLoader.load_checkpoint(address, 'cpu', logger=None)

@@ -150,6 +150,14 @@ class EndlessBatches:
             batch = next(self.batches)
         return batch
 
+    def skip_iter(self, steps: int) -> None:
+        """Leave out what was seen, which the loop of the maintained forks asks for at once.
+
+        Args:
+            steps: Number of steps that the training took.
+        """
+        self.unread = max(self.unread - steps, 0)
+
     def _begin_epoch(self) -> Iterator[Any]:
         if hasattr(self.numbered.sampler, 'set_epoch'):
             self.numbered.sampler.set_epoch(self.epoch)

@@ -207,7 +207,8 @@ def _holds_shapes(root: Path, settings: dict[str, Any]) -> bool:
     if found != settings:
         raise ValueError(
             f'{root} holds shapes of other settings: {found}, wanted {settings}; '
-            f'choose another data_root, or delete the folder to have it drawn anew'
+            'give all loaders (train, val, test) the same splits and image_size, and another '
+            'data_root, or delete the folder to have it drawn anew'
         )
     return True
 

@@ -154,14 +154,17 @@ class ExactResumeHook(Hook):
         if decisive and self.strict:
             raise ValueError(
                 'the checkpoint belongs to a training with another config: '
-                f'{shorten(decisive)}. Resume with the config that it was trained with, a copy of '
-                "which is in its work dir; start a training from its weights by load_from='...' "
-                'and without resume; or set default_hooks.resume.strict=False to go on all the same'
+                f'{shorten(decisive)}. Resume with the config that it was trained with (every run '
+                'keeps its own in <work dir>/<time>/vis_data/config.py); start a training from its '
+                "weights by load_from='...' and without resume; or set "
+                'default_hooks.resume.strict=False to go on all the same'
             )
         if decisive or steering:
             runner.logger.warning(
                 'resumed with another config, so the training is not the one that would have '
-                f'gone on: {shorten(decisive + steering)}'
+                f'gone on: {shorten(decisive + steering)}. Optimizer and schedule go on from the '
+                'checkpoint, so another learning rate has no effect: for that start a training '
+                "from the weights, by load_from='...' and without resume"
             )
         other_batches = compare_batches(saved, now)
         if other_batches:

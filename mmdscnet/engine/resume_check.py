@@ -96,10 +96,12 @@ def compare_batches(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | N
             'differently, dropout differs, and batch norm sees other batches unless it is '
             'synchronized'
         )
-    return text + (
+    text += (
         'The global batch has another size: the learning rate is not scaled, steps are not '
         'comparable, an epoch that was interrupted begins anew, and images may come again or late'
     )
+    kept, rest = divmod(global_batch(saved), now['world_size'])
+    return text if rest else f'{text}. {BATCH_SIZE}={kept} keeps the size'
 
 
 def global_batch(run: Mapping[str, Any]) -> int:

@@ -65,7 +65,7 @@ def test_mmseg_loads_it_too_and_predicts_the_same(config, image):
 def test_hub_of_mmengine_finds_config_and_weights():
     name = 'mmdscnet::dscnet/shapes.py'
     assert get_config(name).model.decode_head.type == 'DSCHead'
-    assert get_config(name, pretrained=True).model_path == ADDRESS
+    assert get_config(name, pretrained=True).model_path == f'mmdscnet://{fetch(ADDRESS).name}'
     assert same_weights(get_model(name, pretrained=True), init_model(ADDRESS))
 
 

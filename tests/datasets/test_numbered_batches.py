@@ -132,6 +132,13 @@ def test_endless_batches_go_on_after_those_that_were_seen(endless, seen):
     assert resumed[seen:] == whole[seen:]
 
 
+def test_seen_batches_are_left_out_at_once_for_the_loop_of_the_forks():
+    whole = list(itertools.islice(EndlessBatches(make_loader(), 0), 8))
+    batches = EndlessBatches(make_loader(), 5)
+    batches.skip_iter(5)
+    assert list(itertools.islice(batches, 3)) == whole[5:]
+
+
 def test_seen_batches_are_not_read():
     loader = make_loader(endless=True)
     read = []

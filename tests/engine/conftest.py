@@ -12,8 +12,10 @@ def resume_data(tmp_path_factory):
 
 
 @pytest.fixture
-def resumable_config(repository, resume_data, tmp_path, forget_instances):
+def resumable_config(repository, resume_data, tmp_path, forget_instances, monkeypatch):
     """Make the config: dropout, augmentation, EMA, class memory; three steps an epoch."""
+    # mmengine formats the whole config for every checkpoint, which takes longer than a step.
+    monkeypatch.setattr(Config, 'pretty_text', '')
 
     def make(work_dir='run', epochs=3, iterations=None, sampler=None, exact=True, **options):
         forget_instances()
@@ -33,7 +35,6 @@ def resumable_config(repository, resume_data, tmp_path, forget_instances):
         if iterations:
             cfg.train_cfg = dict(by_epoch=False, max_iters=iterations, val_interval=100)
             cfg.param_scheduler = [dict(type='PolyLR', power=0.9, by_epoch=False)]
-        # mmengine formats the whole config for every checkpoint, which takes longer than a step.
         checkpoint = dict(type='AtomicCheckpointHook', by_epoch=False, interval=100)
         cfg.default_hooks.checkpoint = checkpoint
         if not exact:

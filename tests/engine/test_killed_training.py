@@ -90,6 +90,7 @@ def make_config(resumable_config):
     def make(work_dir):
         cfg = resumable_config(work_dir, epochs=4)
         cfg.train_dataloader.update(num_workers=1, persistent_workers=True)
+        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
         cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='LoadStoredLabels'))
         cfg.model.decode_head.pseudo_label = dict(type='PseudoLabelLoss')
         labels = dict(type='PseudoLabelHook', target='stored', begin=1, interval=1, overlays=0)

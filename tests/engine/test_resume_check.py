@@ -86,7 +86,11 @@ def test_ranks_that_share_the_same_batch_are_told_what_stays():
 
 def test_other_global_batch_is_told_what_changes():
     saved, now = describe_run(make_config(), 2), describe_run(make_config(), 4)
-    assert 'another size: the learning rate is not scaled' in compare_batches(saved, now)
+    text = compare_batches(saved, now)
+    assert 'another size: the learning rate is not scaled' in text
+    assert text.endswith('. train_dataloader.batch_size=2 keeps the size')
+    odd = describe_run(make_config(), 3)
+    assert 'keeps the size' not in compare_batches(saved, odd)
 
 
 def test_many_changes_are_shortened():

@@ -78,6 +78,12 @@ def test_error_of_a_process_ends_all(dist_run, export_project):
     assert not (project / 'out').exists()
 
 
+def test_tool_that_is_not_there_is_named(dist_run):
+    result = dist_run('export_cam.py', 2, 'config.py')
+    assert result.returncode == 2
+    assert 'tools/export_cam.py: name a tool of that folder' in result.stderr
+
+
 def test_port_in_use_is_named_with_the_mend(dist_run):
     with socket.socket() as server:
         server.bind(('', 0))

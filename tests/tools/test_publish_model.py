@@ -145,7 +145,7 @@ def test_entry_is_printed(publish, capsys, tmp_path):
                 'Metrics': {'labels_given/mIoU': 41.5},
             }
         ],
-        'Weights': 'mmdscnet://project_config',
+        'Weights': f'mmdscnet://{path.name}',
         'SHA256': digest,
         'Size': path.stat().st_size,
     }
@@ -203,7 +203,7 @@ class TestMetafile:
         text = metafile.read_text()
         old, new = yaml.safe_load(METAFILE)['Models'], yaml.safe_load(text)['Models']
         place = ['first', 'second'].index(name)
-        assert new[place]['Weights'] == f'mmdscnet://{name}'
+        assert new[place]['Weights'].startswith(f'mmdscnet://{name}-')
         assert new[1 - place] == old[1 - place]
         assert text.startswith(METAFILE.split('- Name: first')[0])
         assert '\n\n# The second is the last.\n- Name: second\n' in text

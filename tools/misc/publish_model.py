@@ -200,14 +200,14 @@ def make_entry(
         'Split': Path(cfg.test_dataloader.dataset.get('ann_file') or 'all').stem,
         'Metrics': metrics,
     }
-    url = f'{args.base_url.rstrip("/")}/{path.name}' if args.base_url else f'{SCHEME}{args.name}'
+    place = f'{args.base_url.rstrip("/")}/' if args.base_url else SCHEME
     return {
         'Name': args.name,
         'In Collection': find_collection(args),
         'Config': relate_config(args.config),
         'Metadata': metadata,
         **({'Results': [result]} if metrics else {}),
-        'Weights': url,
+        'Weights': f'{place}{path.name}',
         'SHA256': digest,
         'Size': path.stat().st_size,
     }
