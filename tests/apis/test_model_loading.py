@@ -107,7 +107,9 @@ def test_file_that_is_no_checkpoint_is_named(cfg, tmp_path):
     with pytest.raises(ValueError, match=r'notes\.pth is damaged or no checkpoint, download'):
         load_model(cfg, str(tmp_path / 'notes.pth'), CPU)
     torch.save([1, 2], tmp_path / 'list.pth')
-    with pytest.raises(ValueError, match=r'list\.pth holds a list and no weights: give a checkpoint'):
+    with pytest.raises(
+        ValueError, match=r'list\.pth holds a list and no weights: give a checkpoint'
+    ):
         load_model(cfg, str(tmp_path / 'list.pth'), CPU)
 
 

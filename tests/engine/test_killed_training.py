@@ -93,7 +93,7 @@ def make_config(resumable_config):
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
         cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='LoadStoredLabels'))
         cfg.model.decode_head.pseudo_label = dict(type='PseudoLabelLoss')
-        labels = dict(type='PseudoLabelHook', target='stored', begin=1, interval=1, overlays=0)
+        labels = dict(type='PseudoLabelHook', target='stored', begin=1, interval=2, overlays=0)
         cfg.custom_hooks.append(dict(labels, throughput=dict(num_workers=0)))
         cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
         return cfg
