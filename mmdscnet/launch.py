@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
 from torch import distributed
 
 from mmdscnet.provenance import flatten_config
@@ -269,6 +271,25 @@ def join_ranks(cfg: Config) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device('cpu')
     return torch.device('cuda', torch.cuda.current_device())
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """Build what trains or tests a config, once the ranks have joined.
+
+    Args:
+        cfg: Config of the run with its ``launcher``, as :func:`read_run_config` gives it.
+
+    Returns:
+        The runner.
+
+    Raises:
+        ValueError: On every rank, if the configs of two differ.
+    """
+    if 'runner_type' in cfg:
+        # Its strategy joins the ranks in its own way.
+        return RUNNERS.build(cfg)
+    join_ranks(cfg)
+    return Runner.from_cfg(cfg)
 
 
 def check_same_config(cfg: Config) -> None:

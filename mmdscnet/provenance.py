@@ -1,6 +1,7 @@
 """What a result was made by: code, config and weights, so that it can be made again."""
 
 import hashlib
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,6 +42,22 @@ def hash_config(cfg: Config) -> str:
     """
     content = {key: value for key, value in cfg.to_dict().items() if key not in CIRCUMSTANCES}
     return hashlib.sha256(Config(content).dump().encode()).hexdigest()
+
+
+def hash_sha256(path: str | os.PathLike[str]) -> str:
+    """Identify a file by its content.
+
+    Args:
+        path: The file.
+
+    Returns:
+        SHA-256, hexadecimal.
+    """
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flatten_config(content: Mapping[str, Any]) -> dict[str, str]:

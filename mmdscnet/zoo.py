@@ -44,6 +44,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.download import download
+from mmdscnet.provenance import hash_sha256
 
 SCHEME = 'mmdscnet://'
 WEB = ('http://', 'https://')
@@ -55,7 +56,6 @@ INDEX_FOLDER = PACKAGE / '.mim'
 NAMED_DIGEST = re.compile(r'-([0-9a-f]{8,64})\.pth$')
 GIVEN_DIGEST = re.compile(r'#sha256=([0-9a-fA-F]*)$')
 SAFE_NAME = re.compile(r'[\w%+~-][\w.%+~-]*')
-HASH_CHUNK_BYTES = 1 << 20
 
 
 class Wanted(NamedTuple):
@@ -244,15 +244,6 @@ def name_file(name: str, digest: str) -> str:
         The name, with the first eight digits.
     """
     return f'{name}-{digest[:8]}.pth'
-
-
-def hash_sha256(path: Path) -> str:
-    """Compute the SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _split_digest(address: str) -> tuple[str, str]:

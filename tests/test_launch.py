@@ -7,6 +7,7 @@ from torch import distributed
 
 from mmdscnet import launch
 from mmdscnet.launch import (
+    build_runner,
     check_backbone_weights,
     check_checkpoint,
     enable_amp,
@@ -251,6 +252,24 @@ def test_weights_that_are_there_pass(tmp_path):
     (tmp_path / 'a.pth').touch()
     init_cfg = dict(checkpoint=str(tmp_path / 'a.pth'))
     check_backbone_weights(Config(dict(model=dict(backbone=dict(init_cfg=init_cfg)))))
+
+
+class TestBuildRunner:
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        calls = []
+        monkeypatch.setattr(launch, 'join_ranks', lambda cfg: calls.append('join'))
+        monkeypatch.setattr(launch.Runner, 'from_cfg', lambda cfg: calls.append('Runner'))
+        monkeypatch.setattr(launch.RUNNERS, 'build', lambda cfg: calls.append(cfg.runner_type))
+        return calls
+
+    def test_ranks_join_before_the_runner_is_built(self, calls):
+        build_runner(Config(dict(launcher='none')))
+        assert calls == ['join', 'Runner']
+
+    def test_strategy_joins_the_ranks_in_its_own_way(self, calls):
+        build_runner(Config(dict(runner_type='FlexibleRunner')))
+        assert calls == ['FlexibleRunner']
 
 
 class TestResume:

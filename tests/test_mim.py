@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmdscnet.zoo import hash_sha256, list_models, name_file
+from mmdscnet.provenance import hash_sha256
+from mmdscnet.zoo import list_models, name_file
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,12 +11,12 @@ from mmengine.runner import load_checkpoint
 from mmdscnet.apis.inferencer import find_metainfo
 from mmdscnet.apis.model_loading import build_model
 from mmdscnet.launch import run_name
+from mmdscnet.provenance import hash_sha256
 from mmdscnet.zoo import (
     SCHEME,
     SHIPPED_FOLDER,
     WEB,
     find_config,
-    hash_sha256,
     list_models,
     name_file,
     read_checkpoint,

@@ -1,9 +1,17 @@
+import hashlib
+
 import torch
 from mmengine.config import Config
 from torch import nn
 
 from mmdscnet import provenance
-from mmdscnet.provenance import describe_code, flatten_config, hash_config, hash_weights
+from mmdscnet.provenance import (
+    describe_code,
+    flatten_config,
+    hash_config,
+    hash_sha256,
+    hash_weights,
+)
 
 
 def test_code_is_known_by_its_commit():
@@ -35,6 +43,12 @@ def test_weights_are_known_by_every_parameter_and_buffer():
         model[0].bias[1] += 1e-6
     assert hash_weights(model) not in (before, moved)
     assert hash_weights(model.bfloat16()) != before
+
+
+def test_file_is_known_by_its_content(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / 'a').write_bytes(content)
+    assert hash_sha256(tmp_path / 'a') == hashlib.sha256(content).hexdigest()
 
 
 def test_config_is_spelt_out_to_its_last_value():

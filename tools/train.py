@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 from mmengine.config import DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 from torch.distributed.elastic.multiprocessing.errors import record
 
 # A clone runs without being installed; an installed mmdscnet comes first on the path.
@@ -16,10 +14,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 # Before any config is read, so that its `mmdscnet::` bases are found.
 import mmdscnet  # noqa: F401
 from mmdscnet.launch import (
+    build_runner,
     check_backbone_weights,
     enable_amp,
     find_checkpoint_to_resume,
-    join_ranks,
     leave_together,
     read_run_config,
 )
@@ -58,12 +56,7 @@ def main() -> None:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)
     find_checkpoint_to_resume(cfg)
-    if 'runner_type' in cfg:
-        # Its strategy joins the ranks in its own way.
-        runner = RUNNERS.build(cfg)
-    else:
-        join_ranks(cfg)
-        runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     runner.train()
     leave_together()
 

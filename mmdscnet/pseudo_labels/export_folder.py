@@ -1,6 +1,5 @@
 """Folders that an export fills over one or several runs, one whole file an image."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdscnet.atomic_write import atomic_path
+from mmdscnet.provenance import hash_sha256
 
 SETTINGS_FILE = 'export.json'
 
@@ -100,8 +100,4 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     Returns:
         First 16 hexadecimal digits of its SHA-256.
     """
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return hash_sha256(path)[:16]

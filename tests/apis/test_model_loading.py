@@ -200,7 +200,9 @@ class TestAddresses:
 
     def test_address_of_a_zoo_is_loaded(self, cfg, published, web, monkeypatch):
         monkeypatch.setenv('MMDSCNET_ZOO', web.url)
-        load_model(cfg, f'mmdscnet://{published[0].rpartition("/")[2]}', CPU)
+        url, state = published
+        model = load_model(cfg, f'mmdscnet://{url.rpartition("/")[2]}', CPU)
+        assert torch.equal(model.decode_head.memory, state['decode_head.memory'])
 
     def test_changed_file_is_refused_before_the_model_is_built(
         self, cfg, published, web, monkeypatch
