@@ -39,6 +39,22 @@ class ImageContext(NamedTuple):
     key_valid: Tensor
 
 
+class TrainingMaps(NamedTuple):
+    """What a pixel-wise contrast compares.
+
+    Attributes:
+        embeddings: Pixel embeddings z, shape (N, E, h, w).
+        cams: CAMs in [0, 1], zero for absent classes, shape (N, K, h, w).
+        pseudo_labels: Labels 0..K, int64, shape (N, h, w).
+        image_labels: Image-level labels in {0, 1}, shape (N, K).
+    """
+
+    embeddings: Tensor
+    cams: Tensor
+    pseudo_labels: Tensor
+    image_labels: Tensor
+
+
 @MODELS.register_module()
 class DSCHead(CAMHead):
     """Refine the CAMs by what the images of the batch have in common.
@@ -72,6 +88,8 @@ class DSCHead(CAMHead):
         num_classes: Classes with background, A = K + 1.
         pgcl: Config of the group contrast; None leaves it out.
         sgcl: Config of the graph contrast; None leaves it out.
+        pixel_contrast: Config of a contrast of pixels, such as the peers ``PixelContrastLoss`` and
+            ``PixelPrototypeLoss``; None leaves it out.
         dual_stream: Whether to refine the CAMs (Eq. 10 to 12).
         embed_channels: Channels of the embeddings, E.
         temperature: Divisor of the cosine similarity in the graph and the dual stream, positive.
@@ -89,15 +107,17 @@ class DSCHead(CAMHead):
         pgcl: dict | None = None,
         sgcl: dict | None = None,
         dual_stream: bool = True,
+        pixel_contrast: dict | None = None,
         embed_channels: int = 128,
         temperature: float = 0.1,
         memory_momentum: float = 0.95,
         **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, num_classes, **kwargs)
-        if not (pgcl or sgcl or dual_stream):
+        if not (pgcl or sgcl or dual_stream or pixel_contrast):
             raise ValueError(
-                'DSCHead without pgcl, sgcl and dual_stream is CAMHead: use type="CAMHead"'
+                'DSCHead without pgcl, sgcl, dual_stream and pixel_contrast is CAMHead: use '
+                'type="CAMHead"'
             )
         if temperature <= 0:
             raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
@@ -105,6 +125,7 @@ class DSCHead(CAMHead):
             raise ValueError(f'memory_momentum={memory_momentum} must lie in [0, 1)')
         self.pgcl = MODELS.build(pgcl) if pgcl else None
         self.sgcl = MODELS.build(sgcl) if sgcl else None
+        self.pixel_contrast = MODELS.build(pixel_contrast) if pixel_contrast else None
         self.temperature = temperature
         self.memory_momentum = memory_momentum
         self.projection = nn.Conv2d(in_channels, embed_channels, 1)
@@ -179,6 +200,10 @@ class DSCHead(CAMHead):
         if self.sgcl is not None:
             contrast = self.sgcl(nodes, batch.valid, batch.keys, batch.key_valid, *memory)
             contrasts[self.sgcl.loss_name] = self.contrast_scale * contrast
+        if self.pixel_contrast is not None:
+            maps = self.make_training_maps(embeddings, cam_logits, image_labels)
+            contrast = self.pixel_contrast(*map(gather_images, maps))
+            contrasts[self.pixel_contrast.loss_name] = self.contrast_scale * contrast
         if self.dual_stream:
             refined_logits = self.refine(feat, embeddings, own, own_images(nodes))
         self.update_memory(batch)
@@ -214,6 +239,23 @@ class DSCHead(CAMHead):
         keys, key_valid = average_labelled_pixels(embeddings, pseudo_labels, self.num_classes)
         probabilities = group_class_probabilities(cam_logits, groups.group_ids, groups.valid)
         return ImageContext(groups.embeddings, groups.valid, probabilities, keys, key_valid)
+
+    def make_training_maps(
+        self, embeddings: Tensor, cam_logits: Tensor, image_labels: Tensor
+    ) -> TrainingMaps:
+        """Collect what a pixel-wise contrast compares.
+
+        Args:
+            embeddings: Pixel embeddings z, shape (N, E, h, w).
+            cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            The maps, of which only the embeddings have a gradient.
+        """
+        cams = normalize_cams(cam_logits.detach(), image_labels)
+        pseudo_labels = make_pseudo_labels(cams, self.bg_thr, self.bg_alpha)
+        return TrainingMaps(embeddings, cams, pseudo_labels, image_labels)
 
     def make_nodes(self, images: ImageContext, visible: Tensor) -> Tensor:
         """Build the class nodes and pass messages over the graph once (Eq. 8).
