@@ -9,7 +9,11 @@ from mmdscnet.functional.precision import full_precision
 
 @full_precision
 def masked_info_nce(
-    similarity: Tensor, positive_mask: Tensor, negative_mask: Tensor, temperature: float
+    similarity: Tensor,
+    positive_mask: Tensor,
+    negative_mask: Tensor,
+    temperature: float,
+    positive_in_denominator: bool = True,
 ) -> Tensor:
     r"""InfoNCE over pairs that two masks choose, mean per image, then over images.
 
@@ -28,6 +32,7 @@ def masked_info_nce(
         positive_mask: Pairs to pull together, bool, shape (N, A, B).
         negative_mask: Pairs to push apart, bool, shape (N, A, B).
         temperature: Divisor of the similarity.
+        positive_in_denominator: False for the denominator as printed, of negatives alone.
 
     Returns:
         The loss, a scalar; exactly 0, attached to the graph, when no anchor has a positive.
@@ -47,7 +52,13 @@ def masked_info_nce(
     # A finite filler: log-sum-exp of nothing but -inf has no gradient.
     filler = torch.finfo(logits.dtype).min / 4
     negatives = logits.masked_fill(~negative_mask, filler).logsumexp(dim=2, keepdim=True)
-    pairs = F.softplus(negatives - logits) * positive_mask
+    margin = negatives - logits
+    if positive_in_denominator:
+        pairs = F.softplus(margin) * positive_mask
+    else:
+        # Without any negative the print's denominator is empty; such a pair has nothing to say.
+        has_negative = negative_mask.any(dim=2, keepdim=True)
+        pairs = margin.masked_fill(~(positive_mask & has_negative), 0)
     positives = positive_mask.sum(dim=2)
     anchors = pairs.sum(dim=2) / positives.clamp_min(1)
     is_anchor = positives > 0
@@ -79,6 +90,8 @@ def class_contrast(
     key_valid: Tensor,
     temperature: float,
     own_image_is_positive: bool,
+    positive_in_denominator: bool = True,
+    min_correlation: float | None = None,
 ) -> Tensor:
     """Contrast the class slots of the images with the class slots of the key images.
 
@@ -93,6 +106,9 @@ def class_contrast(
         temperature: Divisor of the cosine similarity, positive.
         own_image_is_positive: Whether the key of the anchor's own image is a positive (it must
             not be when anchors and keys are the same vectors).
+        positive_in_denominator: As for :func:`masked_info_nce`.
+        min_correlation: Keys of the class that resemble the anchor less than this are no positives,
+            a cosine in [-1, 1]; None asks for the class alone.
 
     Returns:
         The loss of :func:`masked_info_nce`, a scalar.
@@ -110,7 +126,13 @@ def class_contrast(
     positive = exists & same_class
     if not own_image_is_positive:
         positive = positive & ~same_image
+    if min_correlation is not None:
+        positive = positive & (similarity.detach() >= min_correlation)
     negative = exists & ~same_class
     return masked_info_nce(
-        similarity.flatten(2), positive.flatten(2), negative.flatten(2), temperature
+        similarity.flatten(2),
+        positive.flatten(2),
+        negative.flatten(2),
+        temperature,
+        positive_in_denominator,
     )

@@ -15,8 +15,8 @@ class PixelGroups(NamedTuple):
     Attributes:
         group_ids: Slot of each pixel's group, int64, 0..K, shape (N, h, w).
         embeddings: Group embeddings, with gradient, shape (N, A, E).
-        valid: Whether the image has this group: background always, a class where it is labelled;
-            shape (N, A), bool.
+        valid: Whether the image has this group: a class where it is labelled, background always
+            (or only where nothing is labelled, without a background group); shape (N, A), bool.
     """
 
     group_ids: Tensor
@@ -93,6 +93,9 @@ def group_pixels(
     image_labels: Tensor,
     num_rounds: int = 3,
     min_correlation: float = 0.5,
+    keep_outliers: bool = False,
+    background: bool = True,
+    min_cam: float = 0.0,
 ) -> PixelGroups:
     r"""Partition the pixels of each image into the background and one group a present class.
 
@@ -114,24 +117,30 @@ def group_pixels(
         embeddings: Pixel embeddings z, shape (N, E, h, w).
         cams: CAMs in [0, 1], shape (N, K, h, w); no gradient flows into them.
         image_labels: Image-level labels in {0, 1}, shape (N, K).
-        num_rounds: Lloyd rounds.
+        num_rounds: Lloyd rounds; 0 keeps the seeded centres.
         min_correlation: Least correlation of a member with its centre, in [-1, 1]. A group in
             which no pixel reaches it takes the mean weighted by its seeds instead.
+        keep_outliers: Average the members *below* ``min_correlation`` instead, as printed.
+        background: Whether the background is a group of its own; without, it is one only in images
+            without any class.
+        min_cam: CAMs below this do not seed a class, in [0, 1].
 
     Returns:
         The groups of each image.
     """
-    valid = F.pad(image_labels > 0, (1, 0), value=True)
+    present = image_labels > 0
+    has_background = torch.ones_like(present[:, :1]) if background else ~present.any(1, True)
+    valid = torch.cat([has_background, present], dim=1)
     with torch.no_grad():
         rows = standardize_pixels(embeddings)
-        seeds = seed_weights(cams, rows)
+        seeds = seed_weights(cams * (cams >= min_cam), rows)
         centres = F.normalize(seeds @ rows, dim=2)
         for _ in range(num_rounds):
             members, _ = assign_pixels(rows, centres, valid)
             moved = F.normalize(members @ rows, dim=2)
             centres = torch.where(members.any(dim=2, keepdim=True), moved, centres)
         members, correlation = assign_pixels(rows, centres, valid)
-        core = members * (correlation >= min_correlation)
+        core = members * ((correlation >= min_correlation) ^ keep_outliers)
         weights = torch.where(core.any(dim=2, keepdim=True), core, seeds)
         weights = weights / weights.sum(dim=2, keepdim=True)
     means = weights @ embeddings.flatten(2).transpose(1, 2)

@@ -76,13 +76,14 @@ def pass_messages(
     neighbour_profiles: Tensor,
     neighbour_valid: Tensor,
     visible: Tensor,
-    temperature: float,
+    temperature: float | None,
 ) -> Tensor:
-    r"""One round of attention over the graph that joins the nodes of many images.
+    r"""One round of messages over the graph that joins the nodes of many images.
 
     Two nodes are joined by their shared class probability :math:`q \cdot q'`, and attend by it
-    times :math:`\exp(\cos(S, S')/\tau)`. A node does not attend to itself. DSCNet,
-    arXiv:2405.04913, Eq. 8 ("graph over the batch"; the print gives no formula for it).
+    times :math:`\exp(\cos(S, S')/\tau)`, or by it alone (a graph convolution). A node does not
+    attend to itself. DSCNet, arXiv:2405.04913, Eq. 8 ("graph over the batch"; the print gives no
+    formula for it).
 
     Args:
         nodes: Class nodes, shape (N, A, E).
@@ -91,19 +92,20 @@ def pass_messages(
         neighbour_profiles: Their class distributions, shape (M, A, A).
         neighbour_valid: Whether the node exists, bool, shape (M, A).
         visible: Which key images an image may attend to, bool, shape (N, M).
-        temperature: Divisor of the cosine similarity, positive.
+        temperature: Divisor of the cosine similarity, positive; None leaves the similarity out.
 
     Returns:
         Messages, the attention-weighted mean of the neighbours, shape (N, A, E); 0 for a node
         without any, which the nodes of absent classes are.
     """
     images, slots, _ = nodes.shape
-    cosine = slot_similarity(nodes, neighbours)
     shared = torch.einsum('iac,jbc->iajb', profiles, neighbour_profiles)
     same = torch.eye(images * slots, len(neighbours) * slots, dtype=torch.bool, device=nodes.device)
     joined = visible[:, None, :, None] & neighbour_valid[None, None] & ~same.view_as(shared)
     joined = joined & (shared > 0)
-    logits = cosine / temperature + shared.clamp_min(1e-30).log()
+    logits = shared.clamp_min(1e-30).log()
+    if temperature is not None:
+        logits = logits + slot_similarity(nodes, neighbours) / temperature
     # A finite filler keeps the softmax of a node without neighbours free of nan.
     filler = torch.finfo(logits.dtype).min / 4
     attention = logits.masked_fill(~joined, filler).flatten(2).softmax(dim=2)

@@ -208,12 +208,26 @@ class CAMHead(BaseModule):
                 the head makes.
 
         Returns:
-            :func:`classification_losses`, the contrasts of :meth:`describe_batch`, and
+            :meth:`classification_losses`, the contrasts of :meth:`describe_batch`, and
             :meth:`pseudo_label_losses`.
         """
         outputs = self.describe_batch(feats, image_labels)
-        losses = classification_losses(outputs, image_labels) | outputs.contrasts
+        losses = self.classification_losses(outputs, image_labels) | outputs.contrasts
         return losses | self.pseudo_label_losses(outputs, image_labels, stored_labels)
+
+    def classification_losses(
+        self, outputs: HeadOutputs, image_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare the evidence with image-level labels.
+
+        Args:
+            outputs: Evidence, at any size.
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            ``loss_cls`` of the plain classifier, a scalar.
+        """
+        return dict(loss_cls=classification_loss(outputs.cam_logits, image_labels))
 
     def pseudo_label_losses(
         self, outputs: HeadOutputs, image_labels: Tensor, stored_labels: Tensor | None
@@ -492,22 +506,6 @@ def resize_maps(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Ten
         Maps, shape (N, C, *size).
     """
     return F.interpolate(maps.float(), size, mode='bilinear', align_corners=align_corners)
-
-
-def classification_losses(outputs: HeadOutputs, image_labels: Tensor) -> dict[str, Tensor]:
-    """Compare the evidence of a head with image-level labels.
-
-    Args:
-        outputs: Evidence of the plain and, where there is one, of the refined classifier.
-        image_labels: Image-level labels in {0, 1}, shape (N, K).
-
-    Returns:
-        ``loss_cls`` and, of a head that refines, ``loss_cls_refined``, scalars.
-    """
-    losses = dict(loss_cls=classification_loss(outputs.cam_logits, image_labels))
-    if outputs.refined_logits is not None:
-        losses['loss_cls_refined'] = classification_loss(outputs.refined_logits, image_labels)
-    return losses
 
 
 def classification_loss(cam_logits: Tensor, image_labels: Tensor) -> Tensor:

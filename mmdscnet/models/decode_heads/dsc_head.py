@@ -18,7 +18,9 @@ from mmdscnet.functional.semantic_graph import (
     make_class_profiles,
     pass_messages,
 )
-from mmdscnet.models.decode_heads.cam_head import CAMHead, HeadOutputs
+from mmdscnet.models.decode_heads.cam_head import CAMHead, HeadOutputs, classification_loss
+
+STREAM_SCOPES = ('image', 'batch')
 
 
 class ImageContext(NamedTuple):
@@ -37,6 +39,20 @@ class ImageContext(NamedTuple):
     probabilities: Tensor
     keys: Tensor
     key_valid: Tensor
+
+
+class Readable(NamedTuple):
+    """What the pixels of each image may read through the dual stream.
+
+    Attributes:
+        groups: Groups that a pixel may resemble, shape (N, B, E).
+        nodes: Class node of each, shape (N, B, E).
+        valid: Whether the image may read it, bool, shape (N, B).
+    """
+
+    groups: Tensor
+    nodes: Tensor
+    valid: Tensor
 
 
 class TrainingMaps(NamedTuple):
@@ -93,7 +109,15 @@ class DSCHead(CAMHead):
         dual_stream: Whether to refine the CAMs (Eq. 10 to 12).
         embed_channels: Channels of the embeddings, E.
         temperature: Divisor of the cosine similarity in the graph and the dual stream, positive.
-        memory_momentum: Share of the class memory that a step keeps, in [0, 1).
+        memory_momentum: Share of the class memory that a step keeps, in [0, 1); None for no memory.
+        grouping: How pixels are grouped, as for :func:`group_pixels`.
+        graph_rounds: How often messages are passed over the graph; 0 leaves the nodes alone.
+        graph_attention: Whether nodes attend by their similarity; False weighs them by the classes
+            they share alone, a graph convolution.
+        stream_scope: Which groups a pixel may read: ``'image'`` those of its image, ``'batch'``
+            those of all images and the class memory.
+        detach_context: Whether the loss on the refined scores leaves groups and nodes alone.
+        refined_cls_weight: Weight of the classification loss of the refined scores.
         kwargs: As for :class:`CAMHead`.
     """
 
@@ -110,7 +134,13 @@ class DSCHead(CAMHead):
         pixel_contrast: dict | None = None,
         embed_channels: int = 128,
         temperature: float = 0.1,
-        memory_momentum: float = 0.95,
+        memory_momentum: float | None = 0.95,
+        grouping: dict | None = None,
+        graph_rounds: int = 1,
+        graph_attention: bool = True,
+        stream_scope: str = 'image',
+        detach_context: bool = False,
+        refined_cls_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, num_classes, **kwargs)
@@ -121,13 +151,25 @@ class DSCHead(CAMHead):
             )
         if temperature <= 0:
             raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
-        if not 0 <= memory_momentum < 1:
-            raise ValueError(f'memory_momentum={memory_momentum} must lie in [0, 1)')
+        if memory_momentum is not None and not 0 <= memory_momentum < 1:
+            raise ValueError(f'memory_momentum={memory_momentum} must lie in [0, 1), or be None')
+        if graph_rounds < 0:
+            raise ValueError(f'graph_rounds={graph_rounds} must be 0 or more: the default is 1')
+        if stream_scope not in STREAM_SCOPES:
+            raise ValueError(
+                f'stream_scope={stream_scope!r} is none of {STREAM_SCOPES}: choose one'
+            )
         self.pgcl = MODELS.build(pgcl) if pgcl else None
         self.sgcl = MODELS.build(sgcl) if sgcl else None
         self.pixel_contrast = MODELS.build(pixel_contrast) if pixel_contrast else None
         self.temperature = temperature
         self.memory_momentum = memory_momentum
+        self.grouping = grouping or {}
+        self.graph_rounds = graph_rounds
+        self.graph_temperature = temperature if graph_attention else None
+        self.stream_scope = stream_scope
+        self.detach_context = detach_context
+        self.refined_cls_weight = refined_cls_weight
         self.projection = nn.Conv2d(in_channels, embed_channels, 1)
         self.has_graph = bool(sgcl or dual_stream)
         if self.has_graph:
@@ -169,7 +211,8 @@ class DSCHead(CAMHead):
         only_self_and_memory = torch.eye(images, images + 1, dtype=torch.bool, device=feat.device)
         only_self_and_memory[:, -1] = True
         nodes = self.make_nodes(own, only_self_and_memory)
-        return self.refine(feat, embeddings, own, nodes)
+        readable = self.make_readable(own, nodes, only_self_and_memory)
+        return self.refine(feat, embeddings, readable)
 
     def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
         """Compute the terms of the objective, Eq. 13, over the global batch.
@@ -193,9 +236,9 @@ class DSCHead(CAMHead):
         if self.pgcl is not None:
             contrast = self.pgcl(batch.groups, batch.valid, *memory)
             contrasts[self.pgcl.loss_name] = self.contrast_scale * contrast
+        images = len(batch.groups)
+        everything = torch.ones(images, images + 1, dtype=torch.bool, device=feat.device)
         if self.has_graph:
-            images = len(batch.groups)
-            everything = torch.ones(images, images + 1, dtype=torch.bool, device=feat.device)
             nodes = self.make_nodes(batch, everything)
         if self.sgcl is not None:
             contrast = self.sgcl(nodes, batch.valid, batch.keys, batch.key_valid, *memory)
@@ -205,9 +248,29 @@ class DSCHead(CAMHead):
             contrast = self.pixel_contrast(*map(gather_images, maps))
             contrasts[self.pixel_contrast.loss_name] = self.contrast_scale * contrast
         if self.dual_stream:
-            refined_logits = self.refine(feat, embeddings, own, own_images(nodes))
+            readable = self.make_readable(batch, nodes, everything)
+            own_readable = Readable(*map(own_images, readable))
+            refined_logits = self.refine(feat, embeddings, own_readable)
         self.update_memory(batch)
         return HeadOutputs(cam_logits, refined_logits, contrasts)
+
+    def classification_losses(
+        self, outputs: HeadOutputs, image_labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Compare the plain and the refined evidence with image-level labels.
+
+        Args:
+            outputs: Evidence, at any size.
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            ``loss_cls`` and, with a dual stream whose image scores count, ``loss_cls_refined``.
+        """
+        losses = super().classification_losses(outputs, image_labels)
+        if outputs.refined_logits is not None and self.refined_cls_weight > 0:
+            loss = classification_loss(outputs.refined_logits, image_labels)
+            losses['loss_cls_refined'] = self.refined_cls_weight * loss
+        return losses
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
@@ -234,7 +297,7 @@ class DSCHead(CAMHead):
             The context that each image gives to the others.
         """
         cams = normalize_cams(cam_logits.detach(), image_labels)
-        groups = group_pixels(embeddings, cams, image_labels)
+        groups = group_pixels(embeddings, cams, image_labels, **self.grouping)
         pseudo_labels = make_pseudo_labels(cams, self.bg_thr, self.bg_alpha)
         keys, key_valid = average_labelled_pixels(embeddings, pseudo_labels, self.num_classes)
         probabilities = group_class_probabilities(cam_logits, groups.group_ids, groups.valid)
@@ -271,34 +334,55 @@ class DSCHead(CAMHead):
         nodes = make_class_nodes(images.groups, images.probabilities)
         profiles = make_class_profiles(images.probabilities)
         one_class_each = torch.eye(self.num_classes, dtype=profiles.dtype, device=profiles.device)
-        messages = pass_messages(
-            nodes,
-            profiles,
-            torch.cat([nodes, self.memory[None].to(nodes.dtype)]),
-            torch.cat([profiles, one_class_each[None]]),
-            torch.cat([images.valid, self.memory_valid[None]]),
-            visible,
-            self.temperature,
-        )
-        return nodes + self.message(messages)
+        key_profiles = torch.cat([profiles, one_class_each[None]])
+        key_valid = torch.cat([images.valid, self.memory_valid[None]])
+        for _ in range(self.graph_rounds):
+            keys = torch.cat([nodes, self.memory[None].to(nodes.dtype)])
+            messages = pass_messages(
+                nodes, profiles, keys, key_profiles, key_valid, visible, self.graph_temperature
+            )
+            nodes = nodes + self.message(messages)
+        return nodes
 
-    def refine(
-        self, feat: Tensor, embeddings: Tensor, images: ImageContext, nodes: Tensor
-    ) -> Tensor:
+    def make_readable(self, images: ImageContext, nodes: Tensor, visible: Tensor) -> Readable:
+        """Choose the groups that the pixels of each image may resemble, and the nodes they read.
+
+        Args:
+            images: Context of the images.
+            nodes: Their class nodes, shape (N, A, E).
+            visible: Which of the images, and of the memory as the last, belong to each image's
+                context, bool, shape (N, N + 1).
+
+        Returns:
+            The groups of the image alone, or those of all its context.
+        """
+        readable = Readable(images.groups, nodes, images.valid)
+        if self.stream_scope == 'batch':
+            memory = self.memory[None].to(nodes.dtype)
+            groups = torch.cat([images.groups, memory]).flatten(0, 1)
+            keys = torch.cat([nodes, memory]).flatten(0, 1)
+            valid = torch.cat([images.valid, self.memory_valid[None]])
+            readable = Readable(
+                groups.expand(len(visible), *groups.shape),
+                keys.expand(len(visible), *keys.shape),
+                (visible.unsqueeze(2) & valid).flatten(1),
+            )
+        if self.detach_context:
+            readable = Readable(readable.groups.detach(), readable.nodes.detach(), readable.valid)
+        return readable
+
+    def refine(self, feat: Tensor, embeddings: Tensor, readable: Readable) -> Tensor:
         """Classify the features once more, enriched by the dual stream (Eq. 10, 11).
 
         Args:
             feat: Features, shape (N, D, h, w).
             embeddings: Pixel embeddings z, shape (N, E, h, w).
-            images: Context of the images.
-            nodes: Their class nodes, shape (N, A, E).
+            readable: What the pixels of each image may read.
 
         Returns:
             Refined class evidence, unbounded, shape (N, K, h, w).
         """
-        enriched = read_class_nodes(
-            embeddings, images.groups, nodes, images.valid, self.temperature
-        )
+        enriched = read_class_nodes(embeddings, *readable, self.temperature)
         return self.refined_classifier(feat) + self.enriched_classifier(enriched)
 
     @torch.no_grad()
@@ -311,6 +395,8 @@ class DSCHead(CAMHead):
         Args:
             batch: Context of the global batch; the same on every rank, and so is the memory.
         """
+        if self.memory_momentum is None:
+            return
         nodes = make_class_nodes(batch.groups, batch.probabilities)
         count = batch.valid.sum(dim=0).unsqueeze(1)
         mean = (nodes * batch.valid.unsqueeze(2)).sum(dim=0) / count.clamp_min(1)

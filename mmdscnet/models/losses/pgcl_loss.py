@@ -1,5 +1,7 @@
 """Pixel-wise group contrast."""
 
+from typing import Any
+
 import torch
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -18,12 +20,17 @@ class PGCLLoss(ContrastLoss):
         temperature: Divisor of the cosine similarity, positive.
         loss_weight: Weight in the objective: alpha of Eq. 13.
         loss_name: Key in the log, begins with ``loss_``.
+        kwargs: As for :class:`ContrastLoss`.
     """
 
     def __init__(
-        self, temperature: float = 0.1, loss_weight: float = 0.6, loss_name: str = 'loss_pgcl'
+        self,
+        temperature: float = 0.1,
+        loss_weight: float = 0.6,
+        loss_name: str = 'loss_pgcl',
+        **kwargs: Any,
     ) -> None:
-        super().__init__(temperature, loss_weight, loss_name)
+        super().__init__(temperature, loss_weight, loss_name, **kwargs)
 
     def forward(
         self, groups: Tensor, valid: Tensor, memory: Tensor, memory_valid: Tensor
@@ -41,6 +48,13 @@ class PGCLLoss(ContrastLoss):
         """
         keys, key_valid = torch.cat([groups, memory]), torch.cat([valid, memory_valid])
         loss = class_contrast(
-            groups, valid, keys, key_valid, self.temperature, own_image_is_positive=False
+            groups,
+            valid,
+            keys,
+            key_valid,
+            self.temperature,
+            own_image_is_positive=False,
+            positive_in_denominator=self.positive_in_denominator,
+            min_correlation=self.min_correlation,
         )
         return self.loss_weight * loss

@@ -1,5 +1,7 @@
 """Semantic-wise graph contrast."""
 
+from typing import Any
+
 import torch
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -22,12 +24,17 @@ class SGCLLoss(ContrastLoss):
         temperature: Divisor of the cosine similarity, positive.
         loss_weight: Weight in the objective: beta of Eq. 13.
         loss_name: Key in the log, begins with ``loss_``.
+        kwargs: As for :class:`ContrastLoss`.
     """
 
     def __init__(
-        self, temperature: float = 0.1, loss_weight: float = 0.4, loss_name: str = 'loss_sgcl'
+        self,
+        temperature: float = 0.1,
+        loss_weight: float = 0.4,
+        loss_name: str = 'loss_sgcl',
+        **kwargs: Any,
     ) -> None:
-        super().__init__(temperature, loss_weight, loss_name)
+        super().__init__(temperature, loss_weight, loss_name, **kwargs)
 
     def forward(
         self,
@@ -53,6 +60,13 @@ class SGCLLoss(ContrastLoss):
         """
         keys, key_valid = torch.cat([keys, memory]), torch.cat([key_valid, memory_valid])
         loss = class_contrast(
-            nodes, valid, keys, key_valid, self.temperature, own_image_is_positive=True
+            nodes,
+            valid,
+            keys,
+            key_valid,
+            self.temperature,
+            own_image_is_positive=True,
+            positive_in_denominator=self.positive_in_denominator,
+            min_correlation=self.min_correlation,
         )
         return self.loss_weight * loss

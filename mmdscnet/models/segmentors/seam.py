@@ -11,7 +11,7 @@ from mmseg.utils import add_prefix
 from torch import Tensor
 
 from mmdscnet.functional.cam import stretch_cams
-from mmdscnet.models.decode_heads.cam_head import HeadOutputs, classification_losses, resize_maps
+from mmdscnet.models.decode_heads.cam_head import HeadOutputs, resize_maps
 
 
 class View(NamedTuple):
@@ -107,7 +107,7 @@ class SEAM(EncoderDecoder):
         stored_labels = self.decode_head.require_stored_labels(data_samples)
         small_inputs = shrink(inputs, self.view_scale)
         views = [self.see(view, image_labels) for view in (inputs, small_inputs)]
-        losses = average_losses([head_losses(view, image_labels) for view in views])
+        losses = average_losses([self.head_losses(view, image_labels) for view in views])
         pixelwise = self.decode_head.pseudo_label_losses(
             views[0].outputs, image_labels, stored_labels
         )
@@ -122,6 +122,19 @@ class SEAM(EncoderDecoder):
         losses[self.equivariance.loss_name] = self.equivariance(*cams)
         losses[self.cross_equivariance.loss_name] = self.cross_equivariance(*cams, *revised)
         return losses
+
+    def head_losses(self, view: View, image_labels: Tensor) -> dict[str, Tensor]:
+        """Compute the losses of the head on one view.
+
+        Args:
+            view: The view.
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            Classification losses of the maps at the size of the view, and the contrasts.
+        """
+        losses = self.decode_head.classification_losses(view.outputs, image_labels)
+        return losses | view.outputs.contrasts
 
     def see(self, inputs: Tensor, image_labels: Tensor) -> View:
         """Run backbone, head and pixel correlation on one view.
@@ -205,19 +218,6 @@ def shrink(inputs: Tensor, scale: float) -> Tensor:
 def image_size(inputs: Tensor) -> tuple[int, int]:
     """Read the height and width of images in pixels."""
     return inputs.shape[2], inputs.shape[3]
-
-
-def head_losses(view: View, image_labels: Tensor) -> dict[str, Tensor]:
-    """Compute the losses of the head on one view.
-
-    Args:
-        view: The view.
-        image_labels: Image-level labels in {0, 1}, shape (N, K).
-
-    Returns:
-        Classification losses of the maps at the size of the view, and the contrasts.
-    """
-    return classification_losses(view.outputs, image_labels) | view.outputs.contrasts
 
 
 def average_losses(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_ent
 from mmdscnet.models.decode_heads.cam_head import (
     HeadOutputs,
     classification_loss,
-    classification_losses,
     resize_maps,
 )
 
@@ -257,16 +256,6 @@ def test_padded_image_is_refused():
 # ----------------------------------------------------------------- what a segmentor asks a head for
 
 
-def naive_soft_margin(maps, image_labels):
-    """Mean over images and classes of the logistic loss of the mean evidence."""
-    terms = []
-    for image, row in zip(maps, image_labels, strict=True):
-        for map_, label in zip(image, row, strict=True):
-            margin = map_.mean().item() * (1 if label else -1)
-            terms.append(math.log1p(math.exp(-margin)))
-    return sum(terms) / len(terms)
-
-
 @pytest.fixture
 def plain_and_refined():
     return HeadOutputs(torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5), {'loss_a': torch.ones(())})
@@ -306,17 +295,6 @@ def test_resized_maps_are_float32_under_autocast():
     assert torch.equal(resized, resize_maps(maps.float(), (6, 7), align_corners=True))
 
 
-def test_classification_losses_equal_naive_loops(plain_and_refined):
-    losses = classification_losses(plain_and_refined, LABELS)
-    assert set(losses) == {'loss_cls', 'loss_cls_refined'}
-    plain, refined, _ = plain_and_refined
-    assert losses['loss_cls'].item() == pytest.approx(naive_soft_margin(plain, LABELS), rel=1e-5)
-    expected = naive_soft_margin(refined, LABELS)
-    assert losses['loss_cls_refined'].item() == pytest.approx(expected, rel=1e-5)
-    alone = classification_losses(plain_and_refined._replace(refined_logits=None), LABELS)
-    assert alone == dict(loss_cls=losses['loss_cls'])
-
-
 def test_classification_loss_by_hand():
     evidence = torch.tensor([[[[0.0, 2.0]], [[-1.0, 1.0]]]])
     loss = classification_loss(evidence, torch.tensor([[1.0, 0.0]]))
@@ -333,7 +311,7 @@ def test_plain_head_describes_a_batch_by_its_evidence(head, feats):
 
 def test_losses_are_those_of_what_the_head_describes(head, feats):
     outputs = head.describe_batch(feats, LABELS)
-    assert head.loss_by_image_labels(feats, LABELS) == classification_losses(outputs, LABELS)
+    assert head.loss_by_image_labels(feats, LABELS) == head.classification_losses(outputs, LABELS)
 
 
 def test_labels_of_training_are_collected_in_order(head, make_samples):

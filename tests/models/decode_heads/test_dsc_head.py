@@ -1,3 +1,4 @@
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import mmdscnet  # noqa: F401  (the ranks at the end of this file run without conftest.py)
 from mmdscnet.functional.cam import normalize_cams
 from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
-from mmdscnet.models.decode_heads.cam_head import classification_losses, resize_maps
+from mmdscnet.models.decode_heads.cam_head import HeadOutputs, resize_maps
 from mmdscnet.models.decode_heads.dsc_head import ImageContext
 
 CONTRASTS = dict(m1={'loss_pgcl'}, m2={'loss_sgcl'}, m3={'loss_pgcl', 'loss_sgcl'})
@@ -210,6 +211,25 @@ def test_batch_is_described_by_evidence_and_contrasts(build_head, feats, ablatio
     assert outputs.best_logits is (outputs.refined_logits if ablation == 'm4' else outputs[0])
 
 
+def naive_soft_margin(maps, image_labels):
+    """Mean over images and classes of the logistic loss of the mean evidence."""
+    terms = []
+    for image, row in zip(maps, image_labels, strict=True):
+        for map_, label in zip(image, row, strict=True):
+            margin = map_.mean().item() * (1 if label else -1)
+            terms.append(math.log1p(math.exp(-margin)))
+    return sum(terms) / len(terms)
+
+
+def test_classification_losses_equal_naive_loops(build_head):
+    plain, refined = torch.randn(2, 4, 3, 5, 5)
+    losses = build_head('m4').classification_losses(HeadOutputs(plain, refined, {}), LABELS)
+    assert set(losses) == {'loss_cls', 'loss_cls_refined'}
+    assert losses['loss_cls'].item() == pytest.approx(naive_soft_margin(plain, LABELS), rel=1e-5)
+    expected = naive_soft_margin(refined, LABELS)
+    assert losses['loss_cls_refined'].item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize('ablation', ABLATIONS)
 def test_losses_are_those_of_what_the_head_describes(build_head, feats, ablation):
     first, second = build_head(ablation), build_head(ablation)
@@ -217,7 +237,7 @@ def test_losses_are_those_of_what_the_head_describes(build_head, feats, ablation
     for _ in range(2):
         losses = first.loss_by_image_labels(feats, LABELS)
         outputs = second.describe_batch(feats, LABELS)
-        assert losses == classification_losses(outputs, LABELS) | outputs.contrasts
+        assert losses == second.classification_losses(outputs, LABELS) | outputs.contrasts
     assert torch.equal(second.memory, first.memory)
 
 
@@ -409,7 +429,7 @@ def test_checkpoint_of_other_classes_is_refused(build_head, build_segmentor, tmp
 
 def test_head_without_any_part_of_the_method_is_refused():
     config = dict(type='DSCHead', in_channels=6, num_classes=4, dual_stream=False)
-    with pytest.raises(ValueError, match='without pgcl, sgcl and dual_stream is CAMHead'):
+    with pytest.raises(ValueError, match='pixel_contrast is CAMHead'):
         MODELS.build(config)
 
 
