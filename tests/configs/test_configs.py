@@ -112,12 +112,16 @@ def test_configs_are_found():
 
 def test_model_takes_a_step_for_the_classes_of_its_data(cfg):
     foreground = foreground_of(cfg.train_dataloader.dataset)
-    cfg.model.data_preprocessor.size = (64, 64)
+    channels = 3
+    if cfg.model.backbone.type == 'FeatureAdaptor':
+        channels = cfg.model.backbone.in_channels
+    else:
+        cfg.model.data_preprocessor.size = (64, 64)
     model = build_model(cfg)
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
     sample.set_metainfo(dict(gt_image_label=np.ones(foreground, dtype=np.float32)))
     sample.gt_sem_seg = PixelData(data=torch.zeros(1, 64, 64, dtype=torch.int64))
-    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    image = torch.randint(0, 256, (channels, 64, 64), dtype=torch.uint8)
     batch = dict(inputs=[image, image.flip(2)], data_samples=[sample, sample.clone()])
     model.train()
     losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
