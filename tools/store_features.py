@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.utils import ProgressBar
 from torch import Tensor
@@ -104,6 +105,8 @@ def build_network(cfg: Config, device: torch.device) -> EncoderDecoder:
         The model, in evaluation mode.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
+    # Or mmengine reports where every single parameter comes from.
+    MMLogger.get_instance('store_features', log_level='WARNING')
     model = MODELS.build(cfg.model)
     model.init_weights()
     # Module.eval, because the train method of some backbones of mmseg returns nothing.
