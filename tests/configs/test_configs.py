@@ -82,7 +82,9 @@ def drop_weights(cfg):
     if isinstance(cfg, dict):
         if isinstance(cfg.get('init_cfg'), dict) and cfg['init_cfg']['type'] == 'Pretrained':
             cfg['init_cfg'] = None
-        cfg.pop('pretrained', None)
+        # Left at False where a config says so: TIMMBackbone's own default is to download.
+        if cfg.get('pretrained'):
+            cfg.pop('pretrained')
         for value in cfg.values():
             drop_weights(value)
 
