@@ -1,0 +1,38 @@
+# M0 on stored features of a frozen EfficientNet-Lite0. Store them as voc_animals_frozen.py says,
+# with configs/cam/voc_animals_lite0.py and efficientnet_lite0 in the place of mobilenet_v2.
+_base_ = './voc_animals_frozen.py'
+train_pipeline = [
+    dict(
+        type='LoadStoredFeatures',
+        folder='work_dirs/features/efficientnet_lite0_short288',
+        keep=True,
+    ),
+    dict(type='CropFeatures', size=9, step=2),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackWSSSInputs'),
+]
+test_pipeline = [
+    dict(type='LoadStoredFeatures', folder='work_dirs/features/efficientnet_lite0_scale1.5'),
+    dict(type='LoadCheckedMask'),
+    dict(type='PackWSSSInputs'),
+]
+tta_pipeline = [
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(
+                    type='LoadStoredFeatures',
+                    folder='work_dirs/features/efficientnet_lite0_scale1.5',
+                    flip_prob=flip_prob,
+                )
+                for flip_prob in (0.0, 1.0)
+            ],
+            [dict(type='LoadCheckedMask')],
+            [dict(type='PackWSSSInputs')],
+        ],
+    ),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

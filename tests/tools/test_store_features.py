@@ -1,0 +1,165 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS, TRANSFORMS
+
+from mmdscnet.datasets import read_feature_index
+from mmdscnet.provenance import hash_sha256
+
+# Output stride of the network of ``export_project``.
+STRIDE = 8
+
+
+@pytest.fixture
+def project(export_project):
+    """Images, and the config of a network whose backbone starts from the weights in it."""
+    folder = export_project()
+    path = folder / 'config.py'
+    weights = dict(type='Pretrained', checkpoint=str(folder / 'weights.pth'), prefix='backbone.')
+    path.write_text(f'{path.read_text()}\nmodel["backbone"]["init_cfg"] = {weights!r}\n')
+    return folder
+
+
+@pytest.fixture
+def store(run_tool, project):
+    def run(*args, out='features'):
+        run_tool('store_features.py', project / 'config.py', '--out', project / out, *args)
+        return project / out
+
+    return run
+
+
+@pytest.fixture
+def network(project):
+    """The network, loaded in another way than by its init_cfg."""
+    cfg = Config.fromfile(project / 'config.py')
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model)
+    model.load_state_dict(torch.load(project / 'weights.pth', weights_only=True))
+    return model.eval()
+
+
+def features(network, project, image_id, mirrored=False):
+    """Features of a photograph at its own size, by hand."""
+    steps = [TRANSFORMS.build(dict(type=name)) for name in ('LoadImageFromFile', 'PackWSSSInputs')]
+    results = dict(img_path=str(project / f'data/JPEGImages/{image_id}.jpg'))
+    for step in steps:
+        results = step(results)
+    image = results['inputs'].flip(2) if mirrored else results['inputs']
+    batch = dict(inputs=[image], data_samples=[results['data_samples']])
+    with torch.no_grad():
+        return network.extract_feat(network.data_preprocessor(batch)['inputs'])[-1][0].numpy()
+
+
+def test_features_are_those_of_the_last_map_in_half_precision(store, network, project, capsys):
+    folder = store()
+    assert '3 files written, features of 3 images in' in capsys.readouterr().out
+    for image_id, shape in dict(a=(4, 5), b=(5, 4), c=(4, 5)).items():
+        stored = np.load(folder / f'{image_id}.npy', allow_pickle=False)
+        assert stored.dtype == np.float16
+        assert stored.shape == (32, *shape)
+        expected = features(network, project, image_id)
+        assert np.abs(expected).max() > 0.01
+        np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_index_says_what_made_them_and_how_large_the_photographs_are(store, project):
+    index = read_feature_index(store('--scale', 0.5))
+    assert index.sizes == dict(a=(32, 40), b=(40, 32), c=(32, 40))
+    assert index.settings['stride'] == STRIDE
+    assert index.settings['checkpoint'] == hash_sha256(project / 'weights.pth')
+    assert index.settings['resize']['scale_factor'] == 0.5
+    assert index.settings['backbone']['type'] == 'ResNet'
+    assert index.settings['config'].endswith('config.py')
+    assert index.settings['mmdscnet']
+
+
+def test_mirror_images_have_features_of_their_own(store, network, project):
+    folder = store('--flip')
+    stored = np.load(folder / 'a_flip.npy')
+    expected = features(network, project, 'a', mirrored=True)
+    np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=1e-5)
+    assert np.abs(stored[..., ::-1] - np.load(folder / 'a.npy')).max() > 0.01
+
+
+def test_short_side_fixes_the_smaller_number_of_cells(store):
+    folder = store('--short-side', 64)
+    shapes = {name: np.load(folder / f'{name}.npy').shape[1:] for name in 'ab'}
+    assert shapes == dict(a=(8, 10), b=(10, 8))
+
+
+def test_second_run_writes_what_is_missing(store, project, capsys):
+    folder = store()
+    (folder / 'b.npy').unlink()
+    (folder / 'index.json').unlink()
+    before = (folder / 'a.npy').stat().st_mtime_ns
+    capsys.readouterr()
+    store()
+    assert '1 files written, features of 3 images' in capsys.readouterr().out
+    assert (folder / 'a.npy').stat().st_mtime_ns == before
+    assert len(read_feature_index(folder).sizes) == 3
+    store('--flip')
+    assert '3 files written' in capsys.readouterr().out
+
+
+def test_splits_share_a_folder(store, project, capsys):
+    for name in 'ab':
+        (project / f'data/{name}.txt').write_text(f'{name}\n')
+    folder = store('--split', 'a.txt', 'b.txt')
+    assert sorted(read_feature_index(folder).sizes) == ['a', 'b']
+    store()
+    assert sorted(read_feature_index(folder).sizes) == ['a', 'b', 'c']
+    assert '1 files written, features of 3 images' in capsys.readouterr().out
+
+
+def test_folder_of_other_settings_is_refused(store):
+    folder = store()
+    before = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    with pytest.raises(ValueError, match=r'other settings \(resize: .*give\s+a new folder'):
+        store('--scale', 2)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_interrupted_run_leaves_no_index(store, project):
+    (project / 'data/JPEGImages/c.jpg').write_bytes(b'no image')
+    options = ('--cfg-options', 'test_dataloader.dataset.check_files=False')
+    with pytest.raises(ValueError, match=r'c\.jpg'):
+        store(*options)
+    assert sorted(os.listdir(project / 'features')) == ['a.npy', 'b.npy', 'export.json']
+
+
+def test_random_backbone_is_refused(store):
+    with pytest.raises(ValueError, match='names no weights of its backbone'):
+        store('--cfg-options', 'model.backbone.init_cfg=None')
+
+
+@pytest.mark.parametrize('size', [('--scale', 0), ('--short-side', 0)])
+def test_size_is_positive(store, size):
+    with pytest.raises(ValueError, match=f'{size[0]} 0.* must be positive'):
+        store(*size)
+
+
+def test_what_half_precision_does_not_hold_is_refused(load_tool):
+    tool = load_tool('store_features.py')
+
+    class Network:
+        decode_head = type('Head', (), dict(in_index=0))
+
+        def extract_feat(self, inputs):
+            return [inputs * 1e5]
+
+    with pytest.raises(ValueError, match=r'features reach 1e\+05, which float16 does not hold'):
+        tool.compute_features(Network(), torch.ones(1, 3, 2, 2))
+
+
+def test_settings_stand_beside_the_features_from_the_start(store):
+    folder = store()
+    settings = json.loads((folder / 'export.json').read_text())
+    made_by = read_feature_index(folder).settings
+    assert settings.items() <= made_by.items()
