@@ -6,7 +6,7 @@ the embeddings, and beside them Eq. 3 written the short way, with masks of all p
 
 What is compared is timed in turns within one process; peak memory is that of a process of its own
 (on a CPU this needs Linux). Images are random and nothing is read from disk. The cost of the dense
-contrast grows with the share of the pixels that carry a class, so labels are drawn to a given share.
+contrast grows with the share of the pixels that carry a class, so labels are drawn to a share.
 """
 
 import argparse
