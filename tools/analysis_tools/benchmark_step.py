@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -65,7 +66,10 @@ def describe_machine(device: torch.device) -> str:
 
 
 def time_in_turns(
-    calls: Sequence[Callable[[], object]], repeats: int, device: torch.device
+    calls: Sequence[Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    clock: str = 'perf_counter',
 ) -> np.ndarray:
     """Time calls in turns, after a warm-up.
 
@@ -73,18 +77,20 @@ def time_in_turns(
         calls: What to time.
         repeats: Number of timed rounds.
         device: Where the calls compute; a GPU is waited for around each.
+        clock: Function of ``time`` that tells the seconds.
 
     Returns:
         Seconds, shape (rounds, calls).
     """
+    now = getattr(time, clock)
     seconds = np.zeros((WARM_UP_ROUNDS + repeats, len(calls)))
     for row in seconds:
         for index, call in enumerate(calls):
             wait_for(device)
-            start = time.perf_counter()
+            start = now()
             call()
             wait_for(device)
-            row[index] = time.perf_counter() - start
+            row[index] = now() - start
     return seconds[WARM_UP_ROUNDS:]
 
 
@@ -105,8 +111,21 @@ def make_training_step(config: str, batch_size: int, device: torch.device) -> Ca
     Returns:
         Training step: preprocessing, forward, losses, backward and the optimizer.
     """
+    return build_training_step(read_run_config(config), batch_size, device)
+
+
+def build_training_step(cfg: Config, batch_size: int, device: torch.device) -> Callable[[], object]:
+    """Build the model of a config that has been read, and a batch for it.
+
+    Args:
+        cfg: The config, changed in place: its pretrained weights are not loaded.
+        batch_size: Number of images, which have the crop size of the config.
+        device: Where to train.
+
+    Returns:
+        Training step: preprocessing, forward, losses, backward and the optimizer.
+    """
     torch.manual_seed(0)
-    cfg = read_run_config(config)
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model)
