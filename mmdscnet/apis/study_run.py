@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmengine.utils import ManagerMixin, import_modules_from_strings
 
 from mmdscnet.apis.judgement import Threshold, build_training, choose_threshold, judge_at
+from mmdscnet.apis.kept_config import keep_config
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.launch import find_checkpoint_to_resume
 
@@ -162,8 +163,7 @@ def _print_to(path: Path) -> Iterator[None]:
 
 
 def _run(task: RunTask) -> RunResult:
-    with atomic_path(task.folder / 'config.txt') as temporary:
-        temporary.write_text(task.text, encoding='utf-8')
+    keep_config(task.folder / 'config.txt', task.text)
     cfg = _prepare(task)
     started = time.perf_counter()
     runner = build_training(cfg)
@@ -172,6 +172,8 @@ def _run(task: RunTask) -> RunResult:
     trained = time.perf_counter()
     threshold = choose_threshold(runner)
     scores = _judge(runner, threshold) if task.is_judged else {}
+    earlier = read_outcome(task.folder)
+    is_complete = cfg.resume and isinstance(earlier, RunResult)
     return RunResult(
         bg_thr=threshold.bg_thr,
         chosen_on=threshold.chosen_on,
@@ -179,9 +181,9 @@ def _run(task: RunTask) -> RunResult:
         labels_given_best=scores.get('labels_given_best'),
         labels_predicted=scores.get('labels_predicted'),
         labels_predicted_best=scores.get('labels_predicted_best'),
-        seconds_training=round(trained - started, 2),
+        seconds_training=earlier.seconds_training if is_complete else round(trained - started, 2),
         seconds_judging=round(time.perf_counter() - trained, 2),
-        resumed=bool(cfg.resume),
+        resumed=earlier.resumed if is_complete else bool(cfg.resume),
         threads=torch.get_num_threads(),
         mmdscnet=str(task.code['mmdscnet']),
         commit=task.code['commit'],
@@ -192,7 +194,8 @@ def _run(task: RunTask) -> RunResult:
 
 
 def _prepare(task: RunTask) -> Config:
-    cfg = Config(task.cfg)
+    # Formatted, the texts of a config that mmengine writes and logs take half a second a run.
+    cfg = Config(task.cfg, format_python_code=False)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=None)))
     cfg.work_dir = str(task.folder)
     cfg.experiment_name = task.folder.name

@@ -25,17 +25,25 @@ class Measure(NamedTuple):
     Attributes:
         field: Its name in ``RunResult``.
         title: What it is, for headings.
+        short: The same, for axes.
     """
 
     field: str
     title: str
+    short: str
 
 
 MEASURES = {
-    'train': (Measure('chosen_on', 'val_dataloader, at the best threshold there'),),
+    'train': (
+        Measure(
+            'chosen_on', 'Images of val_dataloader, at the best threshold there', 'best threshold'
+        ),
+    ),
     'val': (
-        Measure('labels_given', 'test_dataloader, labels given'),
-        Measure('labels_predicted', 'test_dataloader, labels predicted'),
+        Measure('labels_given', 'Images of test_dataloader, labels given', 'labels given'),
+        Measure(
+            'labels_predicted', 'Images of test_dataloader, labels predicted', 'labels predicted'
+        ),
     ),
 }
 
@@ -262,7 +270,8 @@ def _draw_intervals(part: Part, measure: Measure, outcomes: Outcomes, path: Path
             each = [values[seed] - reference[seed] for seed in shared]
             intervals.append(ArmInterval(arm, *difference, each))
     if intervals:
-        draw_interval_chart(path, intervals, f'mIoU minus that of {first} (points)', part.title)
+        label = f'mIoU minus that of {first} (points), {measure.short}'
+        draw_interval_chart(path, intervals, label, part.title)
     return bool(intervals)
 
 
@@ -281,7 +290,7 @@ def _draw_grid(part: Part, measure: Measure, outcomes: Outcomes, path: Path) -> 
         np.reshape(means, shape),
         (x.label, [str(value) for value in x.values]),
         (y.label, [str(value) for value in y.values]),
-        'mIoU (%)',
+        f'mIoU (%), {measure.short}',
         part.title,
         np.reshape(deviations, shape),
     )

@@ -57,9 +57,14 @@ def draw_heat_map(
     axes.set_xticks(range(columns), x[1])
     axes.set_yticks(range(rows), y[1])
     axes.set(xlabel=x[0], ylabel=y[0])
-    axes.set_title(title, fontsize=11, wrap=True)
+    axes.set_title(title, fontsize=11, pad=10)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    # White rules between the cells.
+    axes.set_xticks([column + 0.5 for column in range(columns - 1)], minor=True)
+    axes.set_yticks([row + 0.5 for row in range(rows - 1)], minor=True)
+    axes.grid(which='minor', color='white', lw=1.5)
+    axes.tick_params(which='minor', length=0)
     _draw_numbers(axes, cells, spreads)
     _frame_best(axes, cells)
     bar = figure.colorbar(image, ax=axes, label=value_label, shrink=0.9)
@@ -100,11 +105,11 @@ def _draw_numbers(axes: 'Axes', cells: np.ndarray, spreads: np.ndarray) -> None:
         # The upper half of the ramp is light.
         colour = 'black' if value >= (low + high) / 2 else 'white'
         has_spread = np.isfinite(spreads[row, column])
-        lift = 0.1 if has_spread else 0
-        axes.text(column, row + lift, f'{value:.1f}', fontsize=10, color=colour, **CENTRE)
+        lift = 0.08 if has_spread else 0
+        axes.text(column, row + lift, f'{value:.2f}', fontsize=10, color=colour, **CENTRE)
         if has_spread:
-            text = f'± {spreads[row, column]:.1f}'
-            axes.text(column, row - 0.22, text, fontsize=7, color=colour, **CENTRE)
+            text = f'± {spreads[row, column]:.2f}'
+            axes.text(column, row - 0.2, text, fontsize=7, color=colour, **CENTRE)
 
 
 def _frame_best(axes: 'Axes', cells: np.ndarray) -> None:

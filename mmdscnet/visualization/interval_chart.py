@@ -61,20 +61,14 @@ def draw_interval_chart(
         axes.plot(arm.each, [row] * len(arm.each), '|', color='0.25', ms=13, mew=0.9, zorder=3)
         fill = 'white' if holds_zero else colour
         axes.plot(arm.mean, row, 'o', color=colour, mfc=fill, mew=1.8, ms=7, zorder=4)
-        text = f'{arm.mean:+.2f}'
-        axes.annotate(
-            text,
-            (1.01, row),
-            xycoords=('axes fraction', 'data'),
-            va='center',
-            fontsize=9,
-            annotation_clip=False,
-        )
+        text = f'{arm.mean:+.2f}  [{arm.low:+.2f}, {arm.high:+.2f}]'.replace('-', '\N{MINUS SIGN}')
+        place = dict(xycoords=('axes fraction', 'data'), annotation_clip=False)
+        axes.annotate(text, (1.02, row), va='center', fontsize=9, **place)
     axes.axvline(0, color='black', lw=1, zorder=0)
     axes.set_yticks(range(len(intervals)), [arm.name for arm in intervals])
     axes.set_ylim(len(intervals) - 0.4, -0.6)
     axes.set_xlabel(label)
-    axes.set_title(title, fontsize=11, loc='left', wrap=True)
+    axes.set_title(title, fontsize=11, loc='left', pad=10)
     axes.grid(axis='x', color='0.9')
     axes.set_axisbelow(True)
     axes.tick_params(axis='y', length=0)

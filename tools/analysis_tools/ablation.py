@@ -121,7 +121,7 @@ def tell(task: RunTask, outcome: RunResult | RunFailure) -> str:
     if isinstance(outcome, RunFailure):
         return f'failed, {outcome.error.splitlines()[-1]} (see {task.folder / "failure.json"})'
     measures = MEASURES['val' if task.is_judged else 'train']
-    scores = ', '.join(f'{field} {getattr(outcome, field):.2f}' for field, _ in measures)
+    scores = ', '.join(f'{m.short} {getattr(outcome, m.field):.2f}' for m in measures)
     return f'{scores} ({outcome.seconds_training:.0f} + {outcome.seconds_judging:.0f} s)'
 
 
