@@ -496,3 +496,40 @@ def cams_of_mmseg():
         return result
 
     return compute
+
+
+TINY_BASE = """
+_base_ = {base!r}
+data = dict(data_root={root!r}, image_size=32, splits=dict(train=8, val=4))
+loader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=data)
+pipeline = [
+    dict(type='LoadCheckedImage'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackWSSSInputs'),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(pipeline=pipeline, **data),
+)
+val_dataloader = loader
+test_dataloader = loader
+model = dict(
+    data_preprocessor=dict(size=(32, 32)),
+    backbone=dict(base_channels=4),
+    decode_head=dict(in_channels=16),
+)
+train_cfg = dict(max_epochs=1)
+default_hooks = dict(image_scores=dict(metric=None))
+"""
+
+
+@pytest.fixture(scope='session')
+def tiny_base(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Config of a plain CAM network that trains on eight shapes in a moment."""
+    folder = tmp_path_factory.mktemp('tiny')
+    path = folder / 'cam.py'
+    base = str(repository / 'configs' / 'cam' / 'shapes.py')
+    path.write_text(TINY_BASE.format(base=base, root=str(folder / 'shapes')))
+    return path

@@ -154,6 +154,7 @@ def test_loops_get_the_data_of_their_split(monkeypatch):
     evaluators = dict(val_evaluator=dict(type='A'), test_evaluator=dict(type='B'))
     runner = SimpleNamespace(
         cfg=Config(evaluators),
+        _test_loop='loop of test',
         val_dataloader='images of val',
         test_dataloader='images of test',
     )
@@ -162,6 +163,7 @@ def test_loops_get_the_data_of_their_split(monkeypatch):
         ('images of val', dict(type='A', bg_thr=None)),
         ('images of test', dict(type='B', bg_thr=0.3)),
     ]
+    assert runner._test_loop == 'loop of test'
 
 
 def test_unfit_test_data_is_found_before_the_training(cfg, monkeypatch):

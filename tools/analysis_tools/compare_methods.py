@@ -7,7 +7,6 @@ where it stopped. Beside its judgements a run keeps its config, and another conf
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,7 +19,9 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import mmdscnet  # noqa: F401
 from mmdscnet.apis import Judgement, judge, train_and_judge
+from mmdscnet.apis.kept_config import keep_config
 from mmdscnet.atomic_write import atomic_path
+from mmdscnet.evaluation.seed_statistics import spread
 from mmdscnet.launch import enable_test_time_augmentation, read_run_config, run_name
 
 
@@ -60,27 +61,6 @@ def run_seed(config: str, seed: int, args: argparse.Namespace) -> dict[str, Judg
         protocol: judge_once(work_dir / f'{protocol.replace(" ", "_")}.json', judge_run, cfg)
         for protocol, judge_run in protocols.items()
     }
-
-
-def keep_config(path: Path, text: str) -> None:
-    """Write the config of a run, or compare it with what an earlier call wrote.
-
-    Args:
-        path: File of the config's text, in the folder of the run.
-        text: The config.
-
-    Raises:
-        ValueError: If the file holds another config.
-    """
-    if path.is_file():
-        if path.read_text() != text:
-            raise ValueError(
-                f'{path} is another config than the one to run, so what is judged there is not '
-                f'reused: give another --work-dir, or delete the folder {path.parent}'
-            )
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
 
 
 def judge_once(result: Path, judge_run: Callable[[Config], Judgement], cfg: Config) -> Judgement:
@@ -128,12 +108,6 @@ def judge_augmented(cfg: Config) -> Judgement:
     runner = Runner.from_cfg(cfg)
     runner.load_checkpoint(find_latest_checkpoint(cfg.work_dir))
     return judge(runner)
-
-
-def spread(values: list[float]) -> str:
-    """Format the mean and, of two values or more, the standard deviation."""
-    mean = statistics.mean(values)
-    return f'{mean:.2f} ± {statistics.stdev(values):.2f}' if len(values) > 1 else f'{mean:.2f}'
 
 
 def table(results: dict[str, list[dict[str, Judgement]]]) -> str:
