@@ -246,9 +246,34 @@ class CAMHead(BaseModule):
             return {}
         labels = stored_labels
         if labels is None:
-            labels = self.make_online_labels(outputs.best_logits, image_labels)
-        loss = self.pseudo_label_loss(outputs.best_logits, labels, self.align_corners)
-        return {self.pseudo_label_loss.loss_name: self.pseudo_label_scale * loss}
+            labels = self.make_online_labels(self.labelling_logits(outputs), image_labels)
+        losses = [
+            self.pseudo_label_loss(logits, labels, self.align_corners)
+            for logits in self.taught_logits(outputs)
+        ]
+        return {self.pseudo_label_loss.loss_name: self.pseudo_label_scale * sum(losses)}
+
+    def labelling_logits(self, outputs: HeadOutputs) -> Tensor:
+        """Choose the evidence of which pseudo labels are made.
+
+        Args:
+            outputs: Evidence of the head.
+
+        Returns:
+            Class evidence, unbounded, shape (N, K, h, w).
+        """
+        return outputs.best_logits
+
+    def taught_logits(self, outputs: HeadOutputs) -> list[Tensor]:
+        """Choose the evidence that learns from pseudo labels.
+
+        Args:
+            outputs: Evidence of the head.
+
+        Returns:
+            Class evidence of one classifier or more, unbounded, each of shape (N, K, h, w).
+        """
+        return [outputs.best_logits]
 
     def make_online_labels(self, cam_logits: Tensor, image_labels: Tensor) -> Tensor:
         """Label every pixel by the rule of inference (Eq. 12), and leave out the ignore band.

@@ -21,6 +21,11 @@ from mmdscnet.functional.semantic_graph import (
 from mmdscnet.models.decode_heads.cam_head import CAMHead, HeadOutputs, classification_loss
 
 STREAM_SCOPES = ('image', 'batch')
+PUPILS = {
+    'refined': ('best_logits',),
+    'plain': ('cam_logits',),
+    'both': ('cam_logits', 'refined_logits'),
+}
 
 
 class ImageContext(NamedTuple):
@@ -117,7 +122,11 @@ class DSCHead(CAMHead):
         stream_scope: Which groups a pixel may read: ``'image'`` those of its image, ``'batch'``
             those of all images and the class memory.
         detach_context: Whether the loss on the refined scores leaves groups and nodes alone.
-        refined_cls_weight: Weight of the classification loss of the refined scores.
+        refined_cls_weight: Weight of the classification loss of the refined scores, 0 or more.
+        pseudo_label_source: Of which evidence ``pseudo_label`` makes its labels, ``'refined'`` or
+            ``'plain'``.
+        pseudo_label_pupil: Which evidence learns from them, ``'refined'``, ``'plain'`` or
+            ``'both'``.
         kwargs: As for :class:`CAMHead`.
     """
 
@@ -141,6 +150,8 @@ class DSCHead(CAMHead):
         stream_scope: str = 'image',
         detach_context: bool = False,
         refined_cls_weight: float = 1.0,
+        pseudo_label_source: str = 'refined',
+        pseudo_label_pupil: str = 'refined',
         **kwargs: Any,
     ) -> None:
         super().__init__(in_channels, num_classes, **kwargs)
@@ -159,6 +170,18 @@ class DSCHead(CAMHead):
             raise ValueError(
                 f'stream_scope={stream_scope!r} is none of {STREAM_SCOPES}: choose one'
             )
+        if pseudo_label_source not in ('refined', 'plain'):
+            raise ValueError(f'pseudo_label_source={pseudo_label_source!r} is not refined or plain')
+        if pseudo_label_pupil not in PUPILS:
+            raise ValueError(f'pseudo_label_pupil={pseudo_label_pupil!r} is none of {list(PUPILS)}')
+        if refined_cls_weight < 0:
+            raise ValueError(f'refined_cls_weight={refined_cls_weight} must be 0 or more')
+        learns = self.pseudo_label_loss is not None and pseudo_label_pupil != 'plain'
+        if dual_stream and refined_cls_weight == 0 and not learns:
+            raise ValueError(
+                'refined_cls_weight=0 leaves nothing to train the dual stream: give pseudo_label='
+                "dict(type='PseudoLabelLoss') with a pupil that is refined, or dual_stream=False"
+            )
         self.pgcl = MODELS.build(pgcl) if pgcl else None
         self.sgcl = MODELS.build(sgcl) if sgcl else None
         self.pixel_contrast = MODELS.build(pixel_contrast) if pixel_contrast else None
@@ -170,6 +193,8 @@ class DSCHead(CAMHead):
         self.stream_scope = stream_scope
         self.detach_context = detach_context
         self.refined_cls_weight = refined_cls_weight
+        self.pseudo_label_source = pseudo_label_source
+        self.pseudo_label_pupil = pseudo_label_pupil
         self.projection = nn.Conv2d(in_channels, embed_channels, 1)
         self.has_graph = bool(sgcl or dual_stream)
         if self.has_graph:
@@ -271,6 +296,32 @@ class DSCHead(CAMHead):
             loss = classification_loss(outputs.refined_logits, image_labels)
             losses['loss_cls_refined'] = self.refined_cls_weight * loss
         return losses
+
+    def labelling_logits(self, outputs: HeadOutputs) -> Tensor:
+        """Choose the evidence of which pseudo labels are made.
+
+        Args:
+            outputs: Evidence of the head.
+
+        Returns:
+            As ``pseudo_label_source`` says; the plain evidence without a dual stream.
+        """
+        if self.pseudo_label_source == 'plain':
+            return outputs.cam_logits
+        return outputs.best_logits
+
+    def taught_logits(self, outputs: HeadOutputs) -> list[Tensor]:
+        """Choose the evidence that learns from pseudo labels.
+
+        Args:
+            outputs: Evidence of the head.
+
+        Returns:
+            As ``pseudo_label_pupil`` says; the plain evidence without a dual stream.
+        """
+        if not self.dual_stream:
+            return [outputs.cam_logits]
+        return [getattr(outputs, name) for name in PUPILS[self.pseudo_label_pupil]]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
