@@ -26,7 +26,9 @@ optim_wrapper = dict(
     # The head is new, the backbone is not.
     paramwise_cfg=dict(custom_keys=dict(decode_head=dict(lr_mult=10.0))),
 )
-# The mAP of the classifier beside the mIoU of its CAMs.
 default_hooks = dict(
-    image_scores=dict(type='ImageScoresHook', metric=dict(type='MultiLabelMAPMetric'))
+    # The mAP of the classifier beside the mIoU of its CAMs.
+    image_scores=dict(type='ImageScoresHook', metric=dict(type='MultiLabelMAPMetric')),
+    # A step takes three quarters of the time on a CPU.
+    layout=dict(type='ChannelsLastHook'),
 )

@@ -57,7 +57,11 @@ test_dataloader = dict(
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=1e-2),
+    optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-2),
 )
-train_cfg = dict(max_epochs=30, val_interval=30)
-default_hooks = dict(logger=dict(interval=100), checkpoint=dict(interval=30, max_keep_ckpts=1))
+train_cfg = dict(max_epochs=20, val_interval=20)
+default_hooks = dict(
+    logger=dict(interval=100),
+    checkpoint=dict(interval=20, max_keep_ckpts=1),
+    layout=None,
+)

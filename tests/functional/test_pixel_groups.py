@@ -390,3 +390,45 @@ def test_groups_are_float32_under_autocast(dtype: torch.dtype):
     torch.testing.assert_close(context, pixel_context(rows), rtol=0, atol=0)
     torch.testing.assert_close(actual.group_ids, expected.group_ids)
     torch.testing.assert_close(actual.embeddings, expected.embeddings, rtol=0, atol=0)
+
+
+def test_groups_without_a_background_are_those_of_the_labels():
+    embeddings, cams = torch.randn(2, 5, 4, 4), torch.rand(2, 3, 4, 4)
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    groups = group_pixels(embeddings, cams * labels[:, :, None, None], labels, background=False)
+    assert groups.valid.tolist() == [[False, True, False, True], [True, False, False, False]]
+    assert set(groups.group_ids[0].unique().tolist()) <= {1, 3}
+    assert groups.group_ids[1].eq(0).all()
+
+
+def test_weak_cams_seed_no_group():
+    rows = torch.randn(1, 4, 1, 6)
+    cams = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.6, 1.0]).view(1, 1, 1, 6)
+    labels = torch.ones(1, 1)
+    kept = group_pixels(rows, cams, labels, num_rounds=0, min_cam=0.3)
+    cleared = group_pixels(rows, cams * (cams >= 0.3), labels, num_rounds=0)
+    assert torch.equal(kept.embeddings, cleared.embeddings)
+    assert not torch.equal(
+        kept.embeddings, group_pixels(rows, cams, labels, num_rounds=0, min_cam=0.9).embeddings
+    )
+
+
+def test_core_and_outliers_together_are_all_members():
+    embeddings, cams, labels = torch.randn(1, 6, 5, 5), torch.rand(1, 1, 5, 5), torch.ones(1, 1)
+
+    def group(**options):
+        return group_pixels(embeddings, cams, labels, num_rounds=20, **options)
+
+    core = group(min_correlation=0.3)
+    outliers = group(min_correlation=0.3, keep_outliers=True)
+    everyone = group(min_correlation=-1.0)
+    assert torch.equal(core.group_ids, outliers.group_ids)
+    # After twenty rounds the centres are those of the members.
+    rows = standardize_pixels(embeddings)
+    members = torch.stack([core.group_ids.flatten(1) == slot for slot in range(2)], dim=1)
+    centres = torch.nn.functional.normalize(members.float() @ rows, dim=2)
+    near = members & (centres @ rows.transpose(1, 2) >= 0.3)
+    share = (near.sum(dim=2) / members.sum(dim=2)).unsqueeze(2)
+    assert (share > 0).all() and (share < 1).all()
+    mixed = share * core.embeddings + (1 - share) * outliers.embeddings
+    torch.testing.assert_close(mixed, everyone.embeddings)
