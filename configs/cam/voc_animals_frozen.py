@@ -63,5 +63,4 @@ train_cfg = dict(max_epochs=20, val_interval=20)
 default_hooks = dict(
     logger=dict(interval=100),
     checkpoint=dict(interval=20, max_keep_ckpts=1),
-    layout=None,
 )

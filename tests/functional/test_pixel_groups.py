@@ -429,6 +429,7 @@ def test_core_and_outliers_together_are_all_members():
     centres = torch.nn.functional.normalize(members.float() @ rows, dim=2)
     near = members & (centres @ rows.transpose(1, 2) >= 0.3)
     share = (near.sum(dim=2) / members.sum(dim=2)).unsqueeze(2)
-    assert (share > 0).all() and (share < 1).all()
+    assert (share > 0).all()
+    assert (share < 1).all()
     mixed = share * core.embeddings + (1 - share) * outliers.embeddings
     torch.testing.assert_close(mixed, everyone.embeddings)
