@@ -124,7 +124,19 @@ parts = dict(
         arms={
             name: arm
             for name, arm in table_iv(tuned, 'voc_animals.py').items()
-            if name == 'M0' or 'pixel' in name
+            if name in ('M0', 'M0+pixel', 'M4+pixel', 'PPC+pixel')
+        },
+    ),
+    tuned_order=dict(
+        title='The order of the arms on MobileNetV2, fine-tuned',
+        base=tuned,
+        judge='val',
+        seeds=seeds,
+        options=two_cores,
+        arms={
+            name: arm
+            for name, arm in table_iv(tuned, 'voc_animals.py').items()
+            if name[2:] == '+pixel'
         },
     ),
     seam=dict(

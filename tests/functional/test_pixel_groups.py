@@ -419,15 +419,15 @@ def test_core_and_outliers_together_are_all_members():
     def group(**options):
         return group_pixels(embeddings, cams, labels, num_rounds=20, **options)
 
-    core = group(min_correlation=0.3)
-    outliers = group(min_correlation=0.3, keep_outliers=True)
+    core = group(min_correlation=0.6)
+    outliers = group(min_correlation=0.6, keep_outliers=True)
     everyone = group(min_correlation=-1.0)
     assert torch.equal(core.group_ids, outliers.group_ids)
     # After twenty rounds the centres are those of the members.
     rows = standardize_pixels(embeddings)
     members = torch.stack([core.group_ids.flatten(1) == slot for slot in range(2)], dim=1)
     centres = torch.nn.functional.normalize(members.float() @ rows, dim=2)
-    near = members & (centres @ rows.transpose(1, 2) >= 0.3)
+    near = members & (centres @ rows.transpose(1, 2) >= 0.6)
     share = (near.sum(dim=2) / members.sum(dim=2)).unsqueeze(2)
     assert (share > 0).all()
     assert (share < 1).all()
