@@ -136,6 +136,13 @@ def test_only_runs_the_named_parts_and_tells_of_all(call, write_study, ran, tmp_
     assert '| lr2 | 40.00 ± 0.00 |  | 2/2 |' in text
 
 
+def test_only_keeps_the_checkpoints_that_another_part_wants(call, write_study, ran):
+    a, b = dict(arms=arms(1)), dict(arms=arms(1, 2), judge='val')
+    call(write_study(a=a, b=b), '--only', 'a')
+    assert [task.is_judged for task in ran] == [False, False]
+    assert [task.keeps_checkpoint for task in ran] == [True, True]
+
+
 def test_tables_only_runs_nothing(call, write_study, ran, tmp_path):
     call(write_study(a=dict(arms=arms(1))), '--tables-only')
     assert ran == []
