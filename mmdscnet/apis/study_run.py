@@ -172,8 +172,11 @@ def _run(task: RunTask) -> RunResult:
     trained = time.perf_counter()
     threshold = choose_threshold(runner)
     scores = _judge(runner, threshold) if task.is_judged else {}
+    seconds, resumed = trained - started, bool(cfg.resume)
     earlier = read_outcome(task.folder)
-    is_complete = cfg.resume and isinstance(earlier, RunResult)
+    if resumed and isinstance(earlier, RunResult):
+        # It was trained before, and is judged further.
+        seconds, resumed = earlier.seconds_training, earlier.resumed
     return RunResult(
         bg_thr=threshold.bg_thr,
         chosen_on=threshold.chosen_on,
@@ -181,9 +184,9 @@ def _run(task: RunTask) -> RunResult:
         labels_given_best=scores.get('labels_given_best'),
         labels_predicted=scores.get('labels_predicted'),
         labels_predicted_best=scores.get('labels_predicted_best'),
-        seconds_training=earlier.seconds_training if is_complete else round(trained - started, 2),
+        seconds_training=round(seconds, 2),
         seconds_judging=round(time.perf_counter() - trained, 2),
-        resumed=earlier.resumed if is_complete else bool(cfg.resume),
+        resumed=resumed,
         threads=torch.get_num_threads(),
         mmdscnet=str(task.code['mmdscnet']),
         commit=task.code['commit'],

@@ -3,11 +3,12 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmdscnet.atomic_write import atomic_path
 from mmdscnet.visualization.threshold_curve import RUN_COLOURS
 
+BESIDE: dict[str, Any] = dict(xycoords=('axes fraction', 'data'), annotation_clip=False)
 ROW = 0.36  # Height of a row, in inches.
 
 
@@ -62,8 +63,7 @@ def draw_interval_chart(
         fill = 'white' if holds_zero else colour
         axes.plot(arm.mean, row, 'o', color=colour, mfc=fill, mew=1.8, ms=7, zorder=4)
         text = f'{arm.mean:+.2f}  [{arm.low:+.2f}, {arm.high:+.2f}]'.replace('-', '\N{MINUS SIGN}')
-        place = dict(xycoords=('axes fraction', 'data'), annotation_clip=False)
-        axes.annotate(text, (1.02, row), va='center', fontsize=9, **place)
+        axes.annotate(text, (1.02, row), va='center', fontsize=9, **BESIDE)
     axes.axvline(0, color='black', lw=1, zorder=0)
     axes.set_yticks(range(len(intervals)), [arm.name for arm in intervals])
     axes.set_ylim(len(intervals) - 0.4, -0.6)

@@ -14,6 +14,7 @@ from mmseg.structures import SegDataSample
 
 from mmdscnet.apis import Judgement, judge, train_and_judge
 from mmdscnet.apis import judgement as module
+from mmdscnet.apis.judgement import build_training, choose_threshold, judge_at
 
 TRUTH = [0, 0, 1, 1]
 # Perfect from 0.21 on, and from 0.41 on.
@@ -26,9 +27,9 @@ MIOU_OF_TEST = pytest.approx(100 * (1 / 2 + 2 / 3) / 2, abs=0.01)
 class JudgementToyDataset(torch.utils.data.Dataset):
     metainfo = dict(classes=('background', 'thing'))
 
-    def __init__(self, split, labelled=True):
+    def __init__(self, split, labelled=True, image_labels=None):
         self.split = split
-        self.labelled = labelled
+        self.labelled = labelled or image_labels is not None
 
     def __len__(self):
         return 3 if self.split == 'train' else 1
@@ -164,6 +165,35 @@ def test_loops_get_the_data_of_their_split(monkeypatch):
         ('images of test', dict(type='B', bg_thr=0.3)),
     ]
     assert runner._test_loop == 'loop of test'
+
+
+def train(cfg):
+    runner = build_training(cfg)
+    runner.train()
+    return runner
+
+
+def test_threshold_is_chosen_without_the_images_of_test(cfg):
+    cfg.test_dataloader.dataset.split = None
+    assert choose_threshold(train(cfg)) == (0.21, 100.0)
+
+
+def test_labels_can_be_withheld_from_the_judged_images_alone(cfg):
+    cfg.test_dataloader.dataset.update(labelled=False, image_labels='labels.json')
+    runner = train(cfg)
+    threshold = choose_threshold(runner)
+    judgements = [judge_at(runner, threshold, predict) for predict in (False, True, False)]
+    labels = [judgement.labels for judgement in judgements]
+    assert labels == ['labels_given', 'labels_predicted', 'labels_given']
+    assert runner.cfg.test_dataloader.dataset.image_labels == 'labels.json'
+    assert {judgement.bg_thr for judgement in judgements} == {0.21}
+    assert judgements[1].judged == MIOU_OF_TEST
+
+
+def test_labels_that_cannot_be_withheld_are_an_error(cfg):
+    runner = train(cfg)
+    with pytest.raises(ValueError, match=r'image_labels \(type JudgementToyDataset\): use a data'):
+        judge_at(runner, choose_threshold(runner), predict_labels=True)
 
 
 def test_unfit_test_data_is_found_before_the_training(cfg, monkeypatch):

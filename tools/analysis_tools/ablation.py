@@ -56,18 +56,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def plan_tasks(parts: Sequence[Part], work_dir: Path) -> list[RunTask]:
+def plan_tasks(parts: Sequence[Part], study: Sequence[Part], work_dir: Path) -> list[RunTask]:
     """List the runs that are still to be done.
 
     Args:
         parts: Parts to run.
+        study: All parts of the study.
         work_dir: Folder of the study.
 
     Returns:
-        Each different run once, in the order of the study; it is judged, and keeps its
-        checkpoint, if one of the parts that share it wants so.
+        Each different run once, in the order of the study; it is judged if one of the parts to
+        run wants so, and keeps its checkpoint if any part does.
     """
     code = describe_code()
+    kept = {run.name for part in study for run in part.runs if run.keeps_checkpoint}
     sharing: dict[str, list[tuple[Part, StudyRun]]] = {}
     for part in parts:
         for run in part.runs:
@@ -78,10 +80,10 @@ def plan_tasks(parts: Sequence[Part], work_dir: Path) -> list[RunTask]:
             cfg=users[0][1].cfg,
             text=users[0][1].text,
             is_judged=any(part.judge == 'val' for part, _ in users),
-            keeps_checkpoint=any(run.keeps_checkpoint for _, run in users),
+            keeps_checkpoint=name in kept,
             code=code,
         )
-        for users in sharing.values()
+        for name, users in sharing.items()
     ]
     return [task for task in tasks if is_to_do(task)]
 
@@ -94,18 +96,21 @@ def is_to_do(task: RunTask) -> bool:
     return task.is_judged and outcome.labels_given is None
 
 
-def run_study(parts: Sequence[Part], work_dir: Path, num_processes: int) -> None:
+def run_study(
+    parts: Sequence[Part], study: Sequence[Part], work_dir: Path, num_processes: int
+) -> None:
     """Do all runs that are to be done, and tell of each.
 
     Args:
         parts: Parts to run.
+        study: All parts of the study.
         work_dir: Folder of the study.
         num_processes: Number of processes; 0 to work in this one.
     """
     for part in parts:
         for run in part.runs:
             keep_config(work_dir / run.place / 'config.txt', run.text)
-    tasks = plan_tasks(parts, work_dir)
+    tasks = plan_tasks(parts, study, work_dir)
     places = {
         run_folder(work_dir.resolve(), run): run.place
         for part in reversed(parts)
@@ -149,7 +154,7 @@ def main() -> None:
     if not args.tables_only:
         try:
             with FileLock(args.work_dir / '.lock', timeout=0):
-                run_study(chosen, args.work_dir, args.jobs)
+                run_study(chosen, parts, args.work_dir, args.jobs)
         except Timeout as error:
             raise ValueError(
                 f'{args.work_dir} is being worked in by another ablation.py: wait for its end, or '
