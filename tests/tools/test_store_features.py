@@ -163,3 +163,31 @@ def test_settings_stand_beside_the_features_from_the_start(store):
     settings = json.loads((folder / 'export.json').read_text())
     made_by = read_feature_index(folder).settings
     assert settings.items() <= made_by.items()
+
+
+def test_every_second_cell_of_a_photograph_is_what_stride_32_sees(
+    run_tool, repository, shared_dir, tmp_path
+):
+    data = shared_dir / 'data/voc_animals'
+    weights = shared_dir / 'weights/mobilenet_v2_imagenet_mmpretrain.pth'
+    (tmp_path / 'one.txt').write_text('2007_002445\n')
+    stored = {}
+    for stride, stages in {16: 1, 32: 2}.items():
+        strides = f'(1,2,2,2,1,{stages},1)'
+        dilations = '(1,1,1,1,1,2,2)' if stride == 16 else '(1,1,1,1,1,1,1)'
+        run_tool(
+            'store_features.py',
+            repository / 'configs/cam/voc_animals.py',
+            *('--out', tmp_path / str(stride), '--split', tmp_path / 'one.txt'),
+            '--cfg-options',
+            f'test_dataloader.dataset.data_root={data}',
+            f'model.backbone.init_cfg.checkpoint={weights}',
+            f'model.backbone.strides={strides}',
+            f'model.backbone.dilations={dilations}',
+        )
+        stored[stride] = np.load(tmp_path / str(stride) / '2007_002445.npy').astype(np.float32)
+        index = read_feature_index(tmp_path / str(stride))
+        assert index.settings['stride'] == stride
+        assert index.sizes == {'2007_002445': (320, 230)}
+    assert stored[32].std() > 0.1
+    np.testing.assert_allclose(stored[16][:, ::2, ::2], stored[32], rtol=2e-3, atol=0.02)
