@@ -35,7 +35,9 @@ from mmdscnet.evaluation.group_diagnosis import (
     slot_purity,
 )
 from mmdscnet.evaluation.refinement_diagnosis import (
+    EvidenceParts,
     count_changes,
+    locate_evidence,
     measure_evidence_parts,
     paint_changes,
     sum_scores,
@@ -331,13 +333,21 @@ def measure_reading(
     """Measure what pixels read of the groups, and what the classifier makes of it, in training."""
     refined = head.refine(seen.feat, seen.embeddings, own, join_graph(head, own))
     feature_part = head.refined_classifier(seen.feat)
-    parts = measure_evidence_parts(
-        feature_part, refined - feature_part, seen.image_labels, truth, ignore_index
-    )
+    evidence = {
+        'plain': seen.cam_logits,
+        'refined': refined,
+        'feature': feature_part,
+        'enriched': refined - feature_part,
+    }
+    parts = measure_evidence_parts(evidence['feature'], evidence['enriched'], seen.image_labels)
     attention = attend_groups(seen.embeddings, own.groups, own.valid, head.temperature)
     read = attention.argmax(dim=1)
     return {
         **{f'part_{name}': values for name, values in parts._asdict().items()},
+        **{
+            f'location_{name}': locate_evidence(maps, seen.image_labels, truth, ignore_index)
+            for name, maps in evidence.items()
+        },
         'attention': count_truth_by_slot(read, truth, head.num_classes, ignore_index),
         'attention_entropy': attention_entropy(attention, own.valid),
     }
@@ -470,16 +480,15 @@ def summarize_values(values: Tensor) -> dict[str, Any]:
 
 def summarize_parts(joined: dict[str, Tensor]) -> dict[str, Any]:
     """Sum up how much of the refined evidence comes from the enriched pixels."""
-    mean = {
-        name: mean_known(joined[f'part_{name}'].abs())
-        for name in ('feature_std', 'enriched_std', 'feature_mean', 'enriched_mean')
-    }
+    mean = {name: mean_known(joined[f'part_{name}'].abs()) for name in EvidenceParts._fields}
     return {
         **mean,
         'std_ratio': ratio(mean['enriched_std'], mean['feature_std']),
         'mean_ratio': ratio(mean['enriched_mean'], mean['feature_mean']),
-        'feature_location': mean_known(joined['part_feature_location']),
-        'enriched_location': mean_known(joined['part_enriched_location']),
+        'location': {
+            name: mean_known(joined[f'location_{name}'])
+            for name in ('plain', 'refined', 'feature', 'enriched')
+        },
     }
 
 

@@ -12,7 +12,7 @@ from mmdscnet.functional.cam import image_scores
 
 
 class EvidenceParts(NamedTuple):
-    """How two parts of one evidence vary and where, for each labelled class of each image.
+    """How two parts of one evidence vary, for each labelled class of each image.
 
     All of shape (L,), L the number of labels of the batch.
 
@@ -21,46 +21,60 @@ class EvidenceParts(NamedTuple):
         enriched_std: That of the enriched part.
         feature_mean: Mean of the feature part over the pixels.
         enriched_mean: That of the enriched part: a bias of the class, which locates nothing.
-        feature_location: Correlation of the feature part with the class's true mask over the
-            pixels, in [-1, 1]; NaN where part or mask is constant.
-        enriched_location: That of the enriched part.
     """
 
     feature_std: Tensor
     enriched_std: Tensor
     feature_mean: Tensor
     enriched_mean: Tensor
-    feature_location: Tensor
-    enriched_location: Tensor
 
 
 def measure_evidence_parts(
-    feature_part: Tensor,
-    enriched_part: Tensor,
-    image_labels: Tensor,
-    truth: Tensor,
-    ignore_index: int,
+    feature_part: Tensor, enriched_part: Tensor, image_labels: Tensor
 ) -> EvidenceParts:
-    """Tell how much of the refined evidence comes from the enriched pixels, and what it says.
+    """Tell how much of the refined evidence comes from the enriched pixels.
 
     Args:
         feature_part: What the refined classifier makes of the features, shape (N, K, h, w).
         enriched_part: What it makes of the enriched pixels, shape (N, K, h, w).
         image_labels: Image-level labels in {0, 1}, shape (N, K).
-        truth: True class of each pixel, 0..K or ``ignore_index``, shape (N, h, w).
-        ignore_index: Truth id of the pixels that are left out of the correlation.
 
     Returns:
         The measures of each labelled class, in the order of images and classes.
     """
-    image, channel = (image_labels > 0).nonzero(as_tuple=True)
-    parts = [part.double()[image, channel].flatten(1) for part in (feature_part, enriched_part)]
-    masks = truth.flatten(1)[image]
-    hits, judged = masks == channel[:, None] + 1, masks != ignore_index
-    locations = [correlate_masked(part, hits.double(), judged) for part in parts]
-    stds = [part.std(dim=1, correction=0) for part in parts]
+    parts = [take_labelled(part, image_labels) for part in (feature_part, enriched_part)]
     means = [part.mean(dim=1) for part in parts]
-    return EvidenceParts(*stds, *means, *locations)
+    stds = [
+        (part - mean[:, None]).square().mean(dim=1).sqrt()
+        for part, mean in zip(parts, means, strict=True)
+    ]
+    return EvidenceParts(*stds, *means)
+
+
+def locate_evidence(
+    cam_logits: Tensor, image_labels: Tensor, truth: Tensor, ignore_index: int
+) -> Tensor:
+    """Tell how well evidence says where the labelled classes are.
+
+    Args:
+        cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+        image_labels: Image-level labels in {0, 1}, shape (N, K).
+        truth: True class of each pixel, 0..K or ``ignore_index``, shape (N, h, w).
+        ignore_index: Truth id of the pixels that are left out.
+
+    Returns:
+        Correlation of the evidence with the true mask of the class over the pixels of the image, in
+        [-1, 1], for each labelled class, shape (L,); NaN where either is constant.
+    """
+    image, channel = (image_labels > 0).nonzero(as_tuple=True)
+    masks = truth.flatten(1)[image]
+    hits = (masks == channel[:, None] + 1).double()
+    return correlate_masked(take_labelled(cam_logits, image_labels), hits, masks != ignore_index)
+
+
+def take_labelled(cam_logits: Tensor, image_labels: Tensor) -> Tensor:
+    """Take the maps of the labelled classes, as rows of pixels in float64, shape (L, h * w)."""
+    return cam_logits[image_labels > 0].double().flatten(1)
 
 
 def correlate_masked(values: Tensor, others: Tensor, mask: Tensor) -> Tensor:

@@ -119,11 +119,20 @@ ENRICHED = (
         'border; far above the ratio of variations, the dual stream mostly scores the image.',
     ),
     Measure(
-        'location by the features', 'enriched.feature_location', '.3f',
-        "Correlation over the image's pixels of the feature part with the true mask of the class.",
+        'location by the plain evidence', 'enriched.location.plain', '.3f',
+        "Correlation over the image's pixels of the plain classifier's evidence with the true mask "
+        'of the class.',
     ),
     Measure(
-        'location by the enriched', 'enriched.enriched_location', '.3f',
+        'location by the refined evidence', 'enriched.location.refined', '.3f',
+        'The same of the refined evidence: above the plain, refining helps to locate.',
+    ),
+    Measure(
+        'location by its feature part', 'enriched.location.feature', '.3f',
+        'The same of what the refined classifier makes of the features.',
+    ),
+    Measure(
+        'location by its enriched part', 'enriched.location.enriched', '.3f',
         'The same of the enriched part: below that of the features, to weigh it more does harm.',
     ),
     Measure(
