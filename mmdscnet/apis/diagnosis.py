@@ -30,6 +30,7 @@ from mmdscnet.evaluation.group_diagnosis import (
     attention_entropy,
     count_truth_by_slot,
     pair_similarities,
+    place_share,
     resize_truth,
     slot_agreement,
     slot_purity,
@@ -287,6 +288,10 @@ def measure_batch(
         'valid': own.valid,
         'groups': count_truth_by_slot(group_ids, truth, num_classes, ignore_index),
         'pseudo_labels': count_truth_by_slot(pseudo_labels, truth, num_classes, ignore_index),
+        'map_sums': seen.embeddings.double().sum(dim=0, keepdim=True),
+        'square_sums': seen.embeddings.double().square().sum(dim=(0, 2, 3))[None],
+        'foreground_by_row': measure_rows(group_ids, truth, ignore_index)[None],
+        'foreground_by_column': measure_rows(group_ids.mT, truth.mT, ignore_index)[None],
         'loss_cls': classification_loss(seen.cam_logits, labels)[None],
     }
     measured |= measure_pairs(head, own)
@@ -305,6 +310,14 @@ def measure_batch(
         group_ids=group_ids.byte().cpu(),
     )
     return measured, images
+
+
+def measure_rows(group_ids: Tensor, truth: Tensor, ignore_index: int) -> Tensor:
+    """Measure which share of each row is foreground, by mask and by groups, shape (2, h)."""
+    judged = truth != ignore_index
+    count = judged.sum(dim=(0, 2))
+    found = [((ids > 0) & judged).sum(dim=(0, 2)) / count for ids in (truth, group_ids)]
+    return torch.stack(found).double()
 
 
 def measure_pairs(head: DSCHead, own: ImageContext) -> dict[str, Tensor]:
@@ -411,6 +424,7 @@ def summarize(
             for name in ('groups', 'nodes')
             if f'{name}_positives' in joined
         },
+        'place': summarize_place(joined),
         'enriched': None,
         'attention': None,
         'leakage': None,
@@ -458,6 +472,18 @@ def summarize_slots(counts: Tensor, valid: Tensor, classes: tuple[str, ...]) -> 
         },
         'by_class': by_class,
     }
+
+
+def summarize_place(joined: dict[str, Tensor]) -> dict[str, Any]:
+    """Sum up what depends on the place in the image alone."""
+    map_sums, square_sums = (joined[name].sum(dim=0) for name in ('map_sums', 'square_sums'))
+    share = place_share(map_sums, square_sums, len(joined['valid']))
+    place: dict[str, Any] = {'share': known(torch.tensor(share))}
+    for axis in ('row', 'column'):
+        mask, groups = joined[f'foreground_by_{axis}'].nanmean(dim=0)
+        place[f'mask_by_{axis}'] = [known(value) for value in mask]
+        place[f'groups_by_{axis}'] = [known(value) for value in groups]
+    return place
 
 
 def summarize_values(values: Tensor) -> dict[str, Any]:

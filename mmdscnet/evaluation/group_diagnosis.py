@@ -154,6 +154,28 @@ def attention_entropy(attention: Tensor, valid: Tensor) -> Tensor:
     return torch.where(largest > 0, entropy / largest, torch.nan)
 
 
+def place_share(map_sums: Tensor, square_sums: Tensor, num_images: int) -> float:
+    """Tell how much of the variance of embeddings their place in the image explains, by itself.
+
+    What zero padding and padded training images leave at the borders is the same in all images, and
+    pixel groups may follow it instead of the objects.
+
+    Args:
+        map_sums: Embeddings, summed over the images, shape (E, h, w).
+        square_sums: Their squares, summed over images and places, shape (E,).
+        num_images: Number of images.
+
+    Returns:
+        Variance of the mean map over the variance of all pixels, in [0, 1]; NaN of constant
+        embeddings. Images that have nothing in common give about one over their number.
+    """
+    place_means = map_sums.double().flatten(1) / num_images
+    means = place_means.mean(dim=1)
+    by_place = (place_means - means[:, None]).square().mean(dim=1).sum()
+    squares = square_sums.double() / (num_images * place_means.shape[1])
+    return float(by_place / (squares - means.square()).sum())
+
+
 def resize_truth(truth: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize masks to the size of maps, each place taking the mask's pixel at its centre.
 

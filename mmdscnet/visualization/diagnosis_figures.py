@@ -73,6 +73,29 @@ def draw_curves(path: str | os.PathLike[str], diagnoses: Mapping[str, Mapping[st
         figure.savefig(temporary, format='png')
 
 
+def draw_places(path: str | os.PathLike[str], place: Mapping[str, Any]) -> None:
+    """Draw which share of each row and column is foreground, by the masks and by the groups.
+
+    Groups that follow the objects have the form of the masks; a step near a border is padding.
+
+    Args:
+        path: PNG to write; missing parent folders are made.
+        place: Shares ``mask_by_row``, ``groups_by_row``, ``mask_by_column`` and
+            ``groups_by_column``, None where no pixel is judged.
+    """
+    figure = _make_figure((11, 3.2))
+    for axes, name in zip(figure.subplots(1, 2), ('row', 'column'), strict=True):
+        for number, kind in enumerate(('mask', 'groups')):
+            found = place[f'{kind}_by_{name}']
+            shares = [np.nan if share is None else share for share in found]
+            axes.plot(range(len(shares)), shares, 'o-', ms=3, color=RUN_COLOURS[number], label=kind)
+        axes.set(xlabel=f'{name} of the feature map', ylabel='share of foreground')
+        axes.set_ylim(bottom=0)
+        _finish_axes(axes)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format='png')
+
+
 def draw_similarities(
     path: str | os.PathLike[str],
     similarity: Mapping[str, Mapping[str, Any]],

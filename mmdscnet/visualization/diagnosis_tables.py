@@ -74,6 +74,14 @@ GROUPS = (
         'groups, clustering has lost what the CAM knew.',
     ),
 )  # fmt: skip
+PLACE = (
+    Measure(
+        'variance of embeddings by place', 'place.share', '.3f',
+        'Share of the variance of the pixel embeddings that the place in the image explains by '
+        'itself, the same in all images: what padding leaves at the borders, and groups may follow '
+        'it.',
+    ),
+)  # fmt: skip
 SIMILARITY = (
     Measure(
         'groups: positives', 'similarity.groups.positives.mean', '.3f',
@@ -248,7 +256,7 @@ TRAINING = (
 INFERENCE = 'Measured at inference: each image has its own nodes and the class memory.'
 ALONE = 'Each image by itself, labels given.'
 OVERVIEWS = (
-    ('Groups against masks', ALONE, GROUPS),
+    ('Groups against masks', ALONE, GROUPS + PLACE),
     ('Similarity of pairs', TRAINING, SIMILARITY),
     ('Use of the enriched features', f'{TRAINING} Labelled classes only.', ENRICHED),
     ('Gains and losses of area', f'{INFERENCE} Labels given.', AREAS),

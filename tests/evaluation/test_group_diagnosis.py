@@ -10,6 +10,7 @@ from mmdscnet.evaluation.group_diagnosis import (
     attention_entropy,
     count_truth_by_slot,
     pair_similarities,
+    place_share,
     resize_truth,
     slot_agreement,
     slot_purity,
@@ -111,6 +112,29 @@ def test_entropy_is_1_of_an_even_spread_and_0_of_a_choice():
 
 def test_entropy_of_a_single_group_is_unknown():
     assert attention_entropy(torch.ones(1, 1, 2, 2), torch.tensor([[True]])).isnan()
+
+
+def sum_maps(maps):
+    return maps.sum(dim=0), maps.square().sum(dim=(0, 2, 3)), len(maps)
+
+
+def test_place_explains_what_is_the_same_in_all_images():
+    same = torch.randn(1, 3, 4, 5).expand(6, -1, -1, -1)
+    assert place_share(*sum_maps(same)) == pytest.approx(1)
+    # Images that differ by their level alone, as much as places do.
+    levels = torch.tensor([-1.0, 1]).view(2, 1, 1, 1)
+    places = torch.tensor([-1.0, 1]).view(1, 1, 1, 2)
+    assert place_share(*sum_maps((levels + places).expand(2, 1, 3, 2))) == pytest.approx(0.5)
+    noise = place_share(*sum_maps(torch.randn(200, 8, 4, 4)))
+    assert noise == pytest.approx(1 / 200, rel=0.2)
+    assert math.isnan(place_share(*sum_maps(torch.zeros(2, 3, 4, 4))))
+
+
+def test_place_share_is_that_of_the_variances():
+    maps = 3 + torch.randn(5, 2, 3, 4)
+    total = maps.numpy().var(axis=(0, 2, 3)).sum()
+    by_place = maps.numpy().mean(axis=0).var(axis=(1, 2)).sum()
+    assert place_share(*sum_maps(maps)) == pytest.approx(by_place / total, rel=1e-4)
 
 
 def test_masks_shrink_to_the_pixels_at_the_centres():

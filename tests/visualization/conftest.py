@@ -78,9 +78,7 @@ def make_diagnosis() -> Callable[[float], dict[str, Any]]:
         }
         sides = dict(background=value, foreground=value)
         slots = dict(miou=value, purity=sides, agreement=sides, by_class=by_class)
-        pairs = {
-            kind: dict(mean=value) for kind in ('positives', 'own', 'negatives', 'background')
-        }
+        pairs = {kind: dict(mean=value) for kind in ('positives', 'own', 'negatives', 'background')}
         names = ('gained_right', 'gained_wrong', 'lost_right', 'lost_wrong')
         changes = dict.fromkeys(names, value)
         told = ('present_told', 'present_untold', 'absent_told', 'absent_untold')
@@ -90,6 +88,7 @@ def make_diagnosis() -> Callable[[float], dict[str, Any]]:
         return dict(
             groups=slots,
             pseudo_labels=slots,
+            place=dict(share=value),
             similarity=dict(groups=pairs, nodes=pairs),
             enriched=dict(
                 std_ratio=value,

@@ -58,9 +58,7 @@ def test_changes_have_their_colours(kind, sheets, tmp_path):
 
 
 def test_head_that_does_not_refine_has_fewer_columns(sheets, tmp_path):
-    draw_change_sheet(
-        tmp_path / 'a.png', [make_row(refined=None, changes=None)], PALETTE, CLASSES
-    )
+    draw_change_sheet(tmp_path / 'a.png', [make_row(refined=None, changes=None)], PALETTE, CLASSES)
     assert sheets[0][1] == list(HEADERS[:4])
 
 

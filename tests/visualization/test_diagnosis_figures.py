@@ -3,7 +3,13 @@ import pytest
 from PIL import Image
 
 from mmdscnet.visualization import diagnosis_figures
-from mmdscnet.visualization.diagnosis_figures import CURVES, draw_curves, draw_similarities
+from mmdscnet.visualization.diagnosis_figures import (
+    CURVES,
+    KINDS,
+    draw_curves,
+    draw_places,
+    draw_similarities,
+)
 
 EDGES = [-1.0, 0.0, 1.0]
 
@@ -23,7 +29,7 @@ def figures(monkeypatch):
 
 
 def make_pairs(**histograms):
-    kinds = dict.fromkeys(['positives', 'own', 'negatives', 'background'], [0, 0]) | histograms
+    kinds = {kind: [0, 0] for kind in KINDS} | histograms
     return {kind: {'histogram': counts, 'mean': 0.5} for kind, counts in kinds.items()}
 
 
@@ -63,6 +69,19 @@ def test_histograms_are_densities(figures, tmp_path):
     }
     assert len(nodes.patches) == 1
     assert (tmp_path / 'similarities.png').is_file()
+
+
+def test_places_are_drawn_with_gaps(figures, tmp_path):
+    place = dict(
+        mask_by_row=[0.1, None], groups_by_row=[0.5, 0.6], mask_by_column=[1], groups_by_column=[0]
+    )
+    draw_places(tmp_path / 'places.png', place)
+    rows, columns = figures[0].axes
+    drawn = {line.get_label(): line.get_ydata() for line in rows.lines}
+    np.testing.assert_array_equal(drawn['mask'], [0.1, np.nan])
+    np.testing.assert_array_equal(drawn['groups'], [0.5, 0.6])
+    assert [line.get_ydata().tolist() for line in columns.lines] == [[1], [0]]
+    assert (tmp_path / 'places.png').is_file()
 
 
 def test_histogram_that_does_not_fit_is_refused(tmp_path):

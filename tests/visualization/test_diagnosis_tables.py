@@ -2,7 +2,14 @@ import re
 
 import pytest
 
-from mmdscnet.visualization.diagnosis_tables import Table, as_html, as_markdown, look_up, tabulate
+from mmdscnet.visualization.diagnosis_tables import (
+    UNKNOWN,
+    Table,
+    as_html,
+    as_markdown,
+    look_up,
+    tabulate,
+)
 
 
 @pytest.fixture
@@ -22,7 +29,8 @@ def test_every_checkpoint_has_a_column_and_every_number_a_sentence(first, second
     for table in overviews:
         assert table.columns == ['measure', 'epoch_1', 'epoch_2', 'how to read it']
         for name, *values, reading in table.rows:
-            assert values[0].startswith('0.25') and values[1].startswith('0.75'), name
+            assert values[0].startswith('0.25'), name
+            assert values[1].startswith('0.75'), name
             assert reading.endswith('.')
 
 
@@ -30,7 +38,8 @@ def test_classes_are_those_of_the_last_checkpoint(first, second):
     groups, changes = tabulate({'epoch_1': first, 'epoch_2': second})[-2:]
     assert groups.rows[1] == ['cat', '3', '0.750', '0.750', '0.750', '0.8', '0.8']
     assert changes.rows[0] == ['background', '0.750', '0.750', '0.750', '0.750']
-    assert 'epoch_2' in groups.note and 'epoch_2' in changes.note
+    assert 'epoch_2' in groups.note
+    assert 'epoch_2' in changes.note
 
 
 def test_head_without_dual_stream_has_fewer_tables(first):
@@ -48,7 +57,7 @@ def test_head_without_dual_stream_has_fewer_tables(first):
 def test_what_one_checkpoint_lacks_is_a_dash(first, second):
     first['enriched'] = None
     tables = {table.heading: table for table in tabulate({'m3': first, 'm4': second})}
-    assert tables['Use of the enriched features'].rows[0][1:3] == ['–', '0.750']
+    assert tables['Use of the enriched features'].rows[0][1:3] == [UNKNOWN, '0.750']
 
 
 def test_markdown_has_one_line_a_row():

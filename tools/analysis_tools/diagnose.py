@@ -1,8 +1,8 @@
 """Diagnose trained DSCHead networks on images with masks, before anything is tuned.
 
 Several checkpoints of one run show its training. DIR gets diagnosis.json, diagnosis.md,
-diagnosis.html and the figures curves.png, similarities.png and changes.png. Images and masks are
-stretched to one size, so that the mIoU is not that of tools/test.py.
+diagnosis.html and the figures curves.png, similarities.png, places.png and changes.png. Images and
+masks are stretched to one size, so that the mIoU is not that of tools/test.py.
 """
 
 import argparse
@@ -27,7 +27,11 @@ from mmdscnet.atomic_write import atomic_path
 from mmdscnet.launch import check_checkpoint, join_ranks, read_run_config
 from mmdscnet.provenance import describe_code
 from mmdscnet.visualization.change_sheet import draw_change_sheet
-from mmdscnet.visualization.diagnosis_figures import draw_curves, draw_similarities
+from mmdscnet.visualization.diagnosis_figures import (
+    draw_curves,
+    draw_places,
+    draw_similarities,
+)
 from mmdscnet.visualization.diagnosis_page import write_diagnosis_page
 from mmdscnet.visualization.diagnosis_tables import as_markdown, tabulate
 
@@ -123,10 +127,12 @@ def main() -> None:
     last = diagnoses[names[-1]]
     draw_curves(args.out / 'curves.png', diagnoses)
     draw_similarities(args.out / 'similarities.png', last['similarity'], HISTOGRAM_EDGES)
+    draw_places(args.out / 'places.png', last['place'])
     draw_change_sheet(args.out / 'changes.png', rows, meta['palette'], meta['classes'])
     figures = {
         'Over the checkpoints': args.out / 'curves.png',
         f'Similarities of {names[-1]}': args.out / 'similarities.png',
+        f'Foreground by place of {names[-1]}': args.out / 'places.png',
         f'Most harmed to most helped images of {names[-1]}': args.out / 'changes.png',
     }
     page = args.out / 'diagnosis.html'
