@@ -279,7 +279,7 @@ def tabulate(diagnoses: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """
     if not diagnoses:
         raise ValueError('diagnoses is empty: give the numbers of at least one checkpoint')
-    tables = [_compare(*overview, diagnoses) for overview in OVERVIEWS]
+    tables = [_compare(heading, note, measures, diagnoses) for heading, note, measures in OVERVIEWS]
     name, last = list(diagnoses.items())[-1]
     tables.append(_list_classes(name, last))
     if 'by_class' in last['areas']:
