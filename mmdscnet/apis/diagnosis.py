@@ -279,7 +279,8 @@ def measure_batch(
         The measures, to be joined with those of other batches along the first axis, and the maps.
     """
     labels, num_classes = seen.image_labels, head.num_classes
-    truth = resize_truth(seen.truth, tuple(seen.feat.shape[2:]))
+    height, width = seen.feat.shape[2:]
+    truth = resize_truth(seen.truth, (height, width))
     cams = normalize_cams(seen.cam_logits, labels)
     group_ids = group_pixels(seen.embeddings, cams, labels).group_ids
     pseudo_labels = make_pseudo_labels(cams, head.bg_thr, head.bg_alpha)
@@ -392,10 +393,10 @@ def measure_leakage(head: DSCHead, seen: SeenBatch) -> dict[str, Tensor]:
 
 def join_images(maps: list[DiagnosedImages]) -> DiagnosedImages:
     """Join the maps of all batches."""
-    columns = zip(*maps, strict=True)
-    return DiagnosedImages(
-        *(None if column[0] is None else torch.cat(column) for column in columns)
-    )
+    columns: list[Any] = [
+        None if column[0] is None else torch.cat(column) for column in zip(*maps, strict=True)
+    ]
+    return DiagnosedImages(*columns)
 
 
 def summarize(
@@ -552,7 +553,7 @@ def compare_areas(
     """
     plain = judge_cams(head, images.plain, images, ignore_index)
     areas: dict[str, Any] = {'plain': {'miou': plain.mean_iou, 'bg_thr': plain.bg_thr}}
-    if images.refined is None:
+    if images.refined is None or images.feature_part is None:
         return areas
     refined = judge_cams(head, images.refined, images, ignore_index)
     changes = count_changes(plain.labels, refined.labels, images.truth, len(classes), ignore_index)
@@ -606,9 +607,9 @@ def judge_cams(
 
 def make_cams(head: DSCHead, evidence: Tensor, images: DiagnosedImages) -> Iterator[Tensor]:
     """Make the CAMs of one image after the other, at the size of its mask, shape (1, K, H, W)."""
-    size = tuple(images.truth.shape[1:])
+    height, width = images.truth.shape[1:]
     for maps, labels in zip(evidence, images.image_labels, strict=True):
-        resized = resize_maps(maps[None], size, head.align_corners)
+        resized = resize_maps(maps[None], (height, width), head.align_corners)
         yield NORMALIZATIONS[head.normalization](resized, labels[None])
 
 
