@@ -58,7 +58,7 @@ def draw_cam_grid(
     colours = fill_palette(palette)
     panels = [draw_panels(row, colours, classes, CELL) for row in rows]
     kept = [i for i in range(len(HEADERS)) if any(row[i].picture for row in panels)]
-    sheet = _paste_sheet([[row[i] for i in kept] for row in panels], [HEADERS[i] for i in kept])
+    sheet = paste_sheet([[row[i] for i in kept] for row in panels], [HEADERS[i] for i in kept])
     legend = _draw_legend(rows, colours, classes, sheet.width)
     page = Image.new('RGB', (sheet.width, sheet.height + legend.height), PAPER)
     page.paste(sheet, (0, 0))
@@ -67,7 +67,16 @@ def draw_cam_grid(
         page.save(temporary, format='PNG')
 
 
-def _paste_sheet(panels: list[list[Panel]], headers: list[str]) -> Image.Image:
+def paste_sheet(panels: Sequence[Sequence[Panel]], headers: Sequence[str]) -> Image.Image:
+    """Paste rows of panels under a header.
+
+    Args:
+        panels: Rows from top to bottom, one panel a header; each row has a picture.
+        headers: What the columns show.
+
+    Returns:
+        The sheet.
+    """
     heights = [max(p.picture.height for p in row if p.picture) for row in panels]
     width = GAP + len(headers) * (CELL + GAP)
     sheet = Image.new('RGB', (width, LINE + GAP + sum(h + LINE + GAP for h in heights)), PAPER)
@@ -104,10 +113,20 @@ def _draw_legend(
     heat = heat_colours(np.linspace(0, 1, CELL // 2)[None]).round().astype(np.uint8)
     marks.insert(0, Image.fromarray(heat).resize((CELL // 2, swatch[1])))
     names.insert(0, 'CAM, 0 to 1')
-    return _paste_legend(marks, names, width)
+    return paste_legend(marks, names, width)
 
 
-def _paste_legend(marks: list[Image.Image], names: list[str], width: int) -> Image.Image:
+def paste_legend(marks: Sequence[Image.Image], names: Sequence[str], width: int) -> Image.Image:
+    """Paste marks with their names, in as many lines as the width asks for.
+
+    Args:
+        marks: Pictures of the height of a line or less.
+        names: What each means.
+        width: Width of the result, in pixels.
+
+    Returns:
+        The legend.
+    """
     places: list[tuple[int, int]] = []
     left, top = GAP, 0
     for mark, name in zip(marks, names, strict=True):

@@ -1,6 +1,7 @@
 """What the tests of the figures draw."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,3 +65,51 @@ def make_run() -> Callable[..., ReportRun]:
 def errors() -> dict[str, list[float]]:
     """Shares of error that fit the run."""
     return {'false_positive': [10, 30, 0], 'false_negative': [10, 30, 95]}
+
+
+@pytest.fixture
+def make_diagnosis() -> Callable[[float], dict[str, Any]]:
+    """Make the numbers of a diagnosis, all of them equal."""
+
+    def make(value: float) -> dict[str, Any]:
+        by_class = {
+            name: dict(slots=3, purity=value, agreement=value, empty=value, iou=value)
+            for name in ('background', 'cat')
+        }
+        sides = dict(background=value, foreground=value)
+        slots = dict(miou=value, purity=sides, agreement=sides, by_class=by_class)
+        pairs = {kind: dict(mean=value) for kind in ('positives', 'own', 'negatives', 'background')}
+        names = ('gained_right', 'gained_wrong', 'lost_right', 'lost_wrong')
+        changes = dict.fromkeys(names, value)
+        told = ('present_told', 'present_untold', 'absent_told', 'absent_untold')
+        losses = ('cls', 'refined_given', 'refined_predicted', 'refined_permuted')
+        judged = dict(miou=value, bg_thr=value)
+        cams = ('plain', 'refined', 'feature_part', 'enriched_part')
+        return dict(
+            groups=slots,
+            pseudo_labels=slots,
+            place=dict(share=value),
+            similarity=dict(groups=pairs, nodes=pairs),
+            enriched=dict(
+                std_ratio=value,
+                mean_ratio=value,
+                location=dict.fromkeys(('plain', 'refined', 'feature', 'enriched'), value),
+            ),
+            attention=dict(slots, entropy=value),
+            leakage={
+                **{f'loss_{name}': value for name in losses},
+                **{
+                    f'scores_{name}': dict.fromkeys(told, value)
+                    for name in ('plain', 'given', 'predicted', 'permuted')
+                },
+            },
+            areas=dict(
+                **dict.fromkeys(cams, judged),
+                mended=value,
+                spoiled=value,
+                foreground=changes,
+                by_class=dict(background=changes, cat=changes),
+            ),
+        )
+
+    return make
