@@ -1,4 +1,5 @@
 import math
+import shutil
 import subprocess
 
 import numpy as np
@@ -18,12 +19,12 @@ model = dict(
         strides=(1, 2, 2, 2, 1, 2, 1),
         norm_eval=True,
         norm_cfg=dict(type='BN'),
-        out_indices=(6,),
+        out_indices=(1, 6),
     ),
     decode_head=dict(
         type='DSCHead',
         in_channels=32,
-        in_index=0,
+        in_index=1,
         num_classes=4,
         pgcl=dict(type='PGCLLoss'),
         sgcl=dict(type='SGCLLoss'),
@@ -201,13 +202,29 @@ def test_peak_is_that_since_the_reset(tool):
     assert tool.read_peak(CPU) < before + 20e6
 
 
-def test_failed_process_is_not_reported_as_memory(tool, read_args):
-    args = read_args()
-    args.config = 'no.py'
+def test_peak_is_asked_of_another_process_with_the_same_options(tool, read_args, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout='a warning\n1234\n')
+
+    monkeypatch.setattr(tool.subprocess, 'run', run)
+    args = read_args('--chunk=7', '--foreground=0.5')
+    assert tool.measure_peak(args, 'group', 5) == 1234
+    monkeypatch.setattr(tool.sys, 'argv', commands[0][1:])
+    expected = vars(args) | dict(sizes=[5], peak_of='group')
+    # Neither timed nor estimated there.
+    assert vars(tool.parse_args()) | dict(repeats=1) == expected
+
+
+def test_failed_process_is_not_reported_as_memory(tool, read_args, monkeypatch):
+    monkeypatch.setattr(tool.sys, 'executable', shutil.which('false'))
     with pytest.raises(subprocess.CalledProcessError):
-        tool.measure_peak(args, 'baseline', 3)
+        tool.measure_peak(read_args(), 'baseline', 3)
 
 
+@pytest.mark.slow
 def test_benchmark_prints_two_tables(tool, read_args, capsys):
     read_args('--clock=cpu', '--sizes', '3')
     tool.main()

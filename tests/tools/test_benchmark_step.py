@@ -69,6 +69,11 @@ def test_time_of_a_call_is_its_own(tool, monkeypatch):
     assert np.array_equal(seconds, [[1.0, 4.0]] * 2)
 
 
+def test_another_clock_can_be_asked(tool, monkeypatch):
+    monkeypatch.setattr(tool.time, 'process_time', iter(range(100)).__next__)
+    assert np.array_equal(tool.time_in_turns([int], 2, CPU, 'process_time'), [[1.0]] * 2)
+
+
 def test_a_step_trains_without_pretrained_weights(tool, configs):
     step = tool.make_training_step(configs[1], 2, CPU)
     first, later = step(), [step() for _ in range(20)][-1]
