@@ -22,9 +22,9 @@ def read_class_nodes(
 
     Args:
         embeddings: Pixel embeddings z, shape (N, E, h, w).
-        groups: Group embeddings P, shape (N, A, E).
-        nodes: Class nodes S, one a group slot, shape (N, A, E).
-        valid: Whether the image has this group, at least one an image, bool, shape (N, A).
+        groups: Group embeddings P, shape (N, A, E), or (1, A, E) where all images read the same.
+        nodes: Class nodes S, one a group slot, of the same shape.
+        valid: Whether the image may read this group, at least one an image, bool, shape (N, A).
         temperature: Divisor of the cosine similarity, positive.
 
     Returns:

@@ -385,3 +385,51 @@ def test_class_contrast_is_float32_under_autocast(dtype: torch.dtype):
     expected = class_contrast(anchors.float(), anchor_valid, keys.float(), key_valid, 0.1, True)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+
+
+def test_denominator_as_printed_holds_the_negatives_alone():
+    similarity = torch.rand(2, 3, 5) * 2 - 1
+    positive = torch.rand(2, 3, 5) < 0.4
+    loss = masked_info_nce(similarity, positive, ~positive, 0.5, positive_in_denominator=False)
+    images = []
+    for scores, chosen in zip(similarity / 0.5, positive, strict=True):
+        anchors = [
+            torch.stack([row[~own].exp().sum().log() - value for value in row[own]]).mean()
+            for row, own in zip(scores, chosen, strict=True)
+            if own.any() and not own.all()
+        ]
+        images.append(torch.stack(anchors).mean())
+    torch.testing.assert_close(loss, torch.stack(images).mean())
+    # The print can fall without bound.
+    far = torch.tensor([[[1.0, -1.0]]])
+    own = torch.tensor([[[True, False]]])
+    assert masked_info_nce(far, own, ~own, 0.1, positive_in_denominator=False) < 0
+
+
+def test_denominator_as_printed_without_negatives_says_nothing():
+    similarity = torch.rand(1, 2, 3, requires_grad=True)
+    positive = torch.ones(1, 2, 3, dtype=torch.bool)
+    loss = masked_info_nce(similarity, positive, ~positive, 0.1, positive_in_denominator=False)
+    loss.backward()
+    assert loss == 0
+    assert similarity.grad.eq(0).all()
+
+
+def test_keys_of_the_class_that_do_not_resemble_the_anchor_are_no_positives():
+    anchors = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    keys = anchors.clone()
+    keys[1, 1] = torch.tensor([0.6, 0.8])
+    valid = torch.ones(2, 2, dtype=torch.bool)
+
+    def contrast(min_correlation):
+        return class_contrast(
+            anchors, valid, keys, valid, 0.5, True, min_correlation=min_correlation
+        )
+
+    assert contrast(0.5) == contrast(None)
+    only_alike = contrast(0.7)
+    assert only_alike < contrast(None)
+    # What is no positive is no negative either.
+    without = valid.clone()
+    without[1, 1] = False
+    torch.testing.assert_close(only_alike, class_contrast(anchors, valid, keys, without, 0.5, True))

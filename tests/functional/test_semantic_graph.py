@@ -272,6 +272,14 @@ def test_messages_equal_naive_loop(num_keys: int, temperature: float):
     )
 
 
+def test_without_a_temperature_only_the_shared_classes_weigh():
+    graph = make_graph(4)
+    convolved = pass_messages(**graph, temperature=None)
+    torch.testing.assert_close(convolved, pass_messages(**graph, temperature=1e9))
+    graph['nodes'] = graph['nodes'].flip(2)
+    torch.testing.assert_close(pass_messages(**graph, temperature=None), convolved)
+
+
 def test_nodes_that_share_no_class_probability_are_not_joined():
     # The neighbour of the same class is opposite, the one of another class is the same vector.
     nodes = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]])

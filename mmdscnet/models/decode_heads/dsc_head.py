@@ -50,8 +50,8 @@ class Readable(NamedTuple):
     """What the pixels of each image may read through the dual stream.
 
     Attributes:
-        groups: Groups that a pixel may resemble, shape (N, B, E).
-        nodes: Class node of each, shape (N, B, E).
+        groups: Groups that a pixel may resemble, shape (N, B, E), or (1, B, E) for all images.
+        nodes: Class node of each, of the same shape.
         valid: Whether the image may read it, bool, shape (N, B).
     """
 
@@ -197,7 +197,12 @@ class DSCHead(CAMHead):
         self.pseudo_label_pupil = pseudo_label_pupil
         self.projection = nn.Conv2d(in_channels, embed_channels, 1)
         self.has_graph = bool(sgcl or dual_stream)
-        if self.has_graph:
+        if self.has_graph and graph_rounds > 0:
+            if detach_context and not sgcl:
+                raise ValueError(
+                    'detach_context=True without sgcl leaves nothing to train the graph: give '
+                    'sgcl, or graph_rounds=0'
+                )
             self.message = nn.Linear(embed_channels, embed_channels)
         self.dual_stream = dual_stream
         if dual_stream:
@@ -236,7 +241,7 @@ class DSCHead(CAMHead):
         only_self_and_memory = torch.eye(images, images + 1, dtype=torch.bool, device=feat.device)
         only_self_and_memory[:, -1] = True
         nodes = self.make_nodes(own, only_self_and_memory)
-        readable = self.make_readable(own, nodes, only_self_and_memory)
+        readable = self.make_readable(own, nodes, own, nodes, only_self_and_memory)
         return self.refine(feat, embeddings, readable)
 
     def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
@@ -273,9 +278,10 @@ class DSCHead(CAMHead):
             contrast = self.pixel_contrast(*map(gather_images, maps))
             contrasts[self.pixel_contrast.loss_name] = self.contrast_scale * contrast
         if self.dual_stream:
-            readable = self.make_readable(batch, nodes, everything)
-            own_readable = Readable(*map(own_images, readable))
-            refined_logits = self.refine(feat, embeddings, own_readable)
+            readable = self.make_readable(
+                own, own_images(nodes), batch, nodes, own_images(everything)
+            )
+            refined_logits = self.refine(feat, embeddings, readable)
         self.update_memory(batch)
         return HeadOutputs(cam_logits, refined_logits, contrasts)
 
@@ -395,27 +401,34 @@ class DSCHead(CAMHead):
             nodes = nodes + self.message(messages)
         return nodes
 
-    def make_readable(self, images: ImageContext, nodes: Tensor, visible: Tensor) -> Readable:
+    def make_readable(
+        self,
+        own: ImageContext,
+        own_nodes: Tensor,
+        images: ImageContext,
+        nodes: Tensor,
+        visible: Tensor,
+    ) -> Readable:
         """Choose the groups that the pixels of each image may resemble, and the nodes they read.
 
         Args:
-            images: Context of the images.
-            nodes: Their class nodes, shape (N, A, E).
-            visible: Which of the images, and of the memory as the last, belong to each image's
-                context, bool, shape (N, N + 1).
+            own: Context of the N images whose pixels read.
+            own_nodes: Their class nodes, shape (N, A, E).
+            images: Context of the M images that may be read.
+            nodes: Their class nodes, shape (M, A, E).
+            visible: Which of these images, and of the memory as the last, an image may read where
+                ``stream_scope`` is ``'batch'``, bool, shape (N, M + 1).
 
         Returns:
-            The groups of the image alone, or those of all its context.
+            The groups of the image alone, or those of all images and the memory.
         """
-        readable = Readable(images.groups, nodes, images.valid)
+        readable = Readable(own.groups, own_nodes, own.valid)
         if self.stream_scope == 'batch':
             memory = self.memory[None].to(nodes.dtype)
-            groups = torch.cat([images.groups, memory]).flatten(0, 1)
-            keys = torch.cat([nodes, memory]).flatten(0, 1)
             valid = torch.cat([images.valid, self.memory_valid[None]])
             readable = Readable(
-                groups.expand(len(visible), *groups.shape),
-                keys.expand(len(visible), *keys.shape),
+                torch.cat([images.groups, memory]).flatten(0, 1)[None],
+                torch.cat([nodes, memory]).flatten(0, 1)[None],
                 (visible.unsqueeze(2) & valid).flatten(1),
             )
         if self.detach_context:

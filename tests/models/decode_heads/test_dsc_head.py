@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import mmdscnet  # noqa: F401  (the ranks at the end of this file run without conftest.py)
 from mmdscnet.functional.cam import normalize_cams
 from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
+from mmdscnet.functional.semantic_graph import make_class_nodes
 from mmdscnet.models.decode_heads.cam_head import HeadOutputs, resize_maps
 from mmdscnet.models.decode_heads.dsc_head import ImageContext
 
@@ -437,6 +438,166 @@ def test_head_without_any_part_of_the_method_is_refused():
 def test_memory_momentum_outside_its_range_is_refused(build_head, momentum):
     with pytest.raises(ValueError, match=rf'memory_momentum={momentum} must lie in \[0, 1\)'):
         build_head('m4', memory_momentum=momentum)
+
+
+@pytest.mark.parametrize(
+    ('option', 'match'),
+    [
+        (dict(graph_rounds=-1), 'graph_rounds=-1 must be 0 or more'),
+        (dict(stream_scope='all'), "stream_scope='all' is none of"),
+        (
+            dict(pseudo_label_source='stored'),
+            "pseudo_label_source='stored' is not refined or plain",
+        ),
+        (dict(pseudo_label_pupil='none'), "pseudo_label_pupil='none' is none of"),
+        (dict(refined_cls_weight=-1.0), 'refined_cls_weight=-1.0 must be 0 or more'),
+        (dict(refined_cls_weight=0.0), 'refined_cls_weight=0 leaves nothing to train'),
+        (
+            dict(refined_cls_weight=0.0, pseudo_label_pupil='plain', **PSEUDO),
+            'refined_cls_weight=0 leaves nothing to train',
+        ),
+        (dict(detach_context=True, sgcl=None), 'detach_context=True without sgcl'),
+    ],
+)
+def test_options_that_cannot_work_are_refused(build_head, option, match):
+    with pytest.raises(ValueError, match=match):
+        build_head('m4', **option)
+
+
+# ---------------------------------------------------------------------------------------- switches
+
+SWITCHES = dict(
+    no_background=dict(grouping=dict(background=False)),
+    outliers=dict(grouping=dict(keep_outliers=True, min_cam=0.3, num_rounds=0)),
+    no_graph=dict(graph_rounds=0),
+    two_rounds=dict(graph_rounds=2),
+    convolution=dict(graph_attention=False),
+    batch_scope=dict(stream_scope='batch'),
+    detached=dict(detach_context=True),
+    no_memory=dict(memory_momentum=None),
+    pixels_alone=dict(refined_cls_weight=0.0, pseudo_label_pupil='both', **PSEUDO),
+    plain_labels=dict(pseudo_label_source='plain', pseudo_label_pupil='plain', **PSEUDO),
+)
+
+
+@pytest.mark.parametrize('switch', sorted(SWITCHES))
+def test_every_switch_trains_every_parameter(build_head, feats, switch):
+    head = build_head('m4', **SWITCHES[switch])
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    for _ in range(2):
+        losses = head.loss_by_image_labels(feats, LABELS)
+    sum_of(losses).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('switch', sorted(SWITCHES))
+def test_every_switch_leaves_the_order_of_the_images_alone(build_head, feats, switch):
+    head = build_head('m4', **SWITCHES[switch])
+    order = torch.tensor([2, 0, 3, 1])
+    state = {name: value.clone() for name, value in head.state_dict().items()}
+    losses = head.loss_by_image_labels(feats, LABELS)
+    head.load_state_dict(state)
+    permuted = head.loss_by_image_labels((feats[0][order],), LABELS[order])
+    torch.testing.assert_close(permuted, losses)
+
+
+def test_graph_of_no_round_has_no_weights(build_head):
+    names = {name for name, _ in build_head('m4', graph_rounds=0).named_parameters()}
+    assert not any(name.startswith('message') for name in names)
+
+
+def test_second_round_passes_on_what_the_first_brought(build_head, trained, feats):
+    own = trained.describe_images(
+        trained.projection(feats[0]), trained.plain_evidence(feats), LABELS
+    )
+    visible = torch.ones(4, 5, dtype=torch.bool)
+    once = trained.make_nodes(own, visible)
+    trained.graph_rounds = 2
+    twice = trained.make_nodes(own, visible)
+    assert not torch.allclose(once, twice)
+    trained.graph_rounds = 0
+    torch.testing.assert_close(
+        trained.make_nodes(own, visible), make_class_nodes(own.groups, own.probabilities)
+    )
+
+
+def test_pixels_may_read_the_groups_of_all_images(trained, feats):
+    trained.stream_scope = 'batch'
+    embeddings = trained.projection(feats[0])
+    own = trained.describe_images(embeddings, trained.plain_evidence(feats), LABELS)
+    everything = torch.ones(4, 5, dtype=torch.bool)
+    nodes = trained.make_nodes(own, everything)
+    readable = trained.make_readable(own, nodes, own, nodes, everything)
+    refined = trained.refine(feats[0], embeddings, readable)
+    groups = torch.cat([own.groups[own.valid], trained.memory])
+    values = torch.cat([nodes[own.valid], trained.memory])
+    cosine = torch.cosine_similarity(embeddings[:, None], groups[None, :, :, None, None], dim=2)
+    attention = (cosine / trained.temperature).softmax(dim=1)
+    enriched = torch.einsum('ngij,ge->neij', attention, values)
+    expected = trained.refined_classifier(feats[0]) + trained.enriched_classifier(enriched)
+    torch.testing.assert_close(refined, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_reading_all_groups_an_image_scores_alone_as_in_a_batch(trained, feats, make_samples):
+    trained.stream_scope = 'batch'
+    metas = metas_of(make_samples(LABELS))
+    together = trained.predict(feats, metas, test_cfg=None)
+    for index in range(4):
+        alone = trained.predict((feats[0][index, None],), [metas[index]], test_cfg=None)
+        torch.testing.assert_close(alone[0], together[index])
+
+
+def test_detached_context_learns_nothing_from_the_refined_scores(build_head, feats):
+    head = build_head('m4', detach_context=True)
+    nn.init.normal_(head.enriched_classifier.weight)
+    head.loss_by_image_labels(feats, LABELS)['loss_cls_refined'].backward()
+    assert head.message.weight.grad is None
+    assert head.projection.weight.grad.abs().sum() > 0
+
+
+def test_without_a_memory_nothing_is_remembered(build_head, feats):
+    head = build_head('m4', memory_momentum=None)
+    head.loss_by_image_labels(feats, LABELS)
+    assert not head.memory_valid.any()
+
+
+def test_weight_scales_the_loss_of_the_refined_scores(build_head, feats):
+    head = build_head('m4')
+    outputs = head.describe_batch(feats, LABELS)
+    whole = head.classification_losses(outputs, LABELS)
+    head.refined_cls_weight = 0.25
+    quarter = head.classification_losses(outputs, LABELS)
+    torch.testing.assert_close(quarter['loss_cls_refined'], whole['loss_cls_refined'] / 4)
+    assert quarter['loss_cls'] == whole['loss_cls']
+    head.refined_cls_weight = 0.0
+    assert set(head.classification_losses(outputs, LABELS)) == {'loss_cls'}
+
+
+@pytest.mark.parametrize('source', ['plain', 'refined'])
+@pytest.mark.parametrize('pupil', ['plain', 'refined', 'both'])
+def test_pseudo_labels_are_made_and_learned_by_whom_the_config_says(
+    build_head, feats, source, pupil
+):
+    head = build_head('m4', pseudo_label_source=source, pseudo_label_pupil=pupil, **PSEUDO)
+    plain, refined = torch.randn(2, 4, 3, 5, 5)
+    outputs = HeadOutputs(plain, refined, {})
+    losses = head.pseudo_label_losses(outputs, LABELS, None)
+    labels = head.make_online_labels(dict(plain=plain, refined=refined)[source], LABELS)
+    pupils = dict(plain=[plain], refined=[refined], both=[plain, refined])[pupil]
+    expected = sum(pixel_cross_entropy(logits, labels) for logits in pupils)
+    torch.testing.assert_close(losses['loss_pseudo'], expected)
+
+
+@pytest.mark.parametrize('pupil', ['plain', 'refined', 'both'])
+def test_without_a_dual_stream_the_plain_evidence_is_source_and_pupil(build_head, pupil):
+    head = build_head('m3', pseudo_label_pupil=pupil, **PSEUDO)
+    outputs = HeadOutputs(torch.randn(4, 3, 5, 5), None, {})
+    assert head.labelling_logits(outputs) is outputs.cam_logits
+    (taught,) = head.taught_logits(outputs)
+    assert taught is outputs.cam_logits
 
 
 # --------------------------------------------------------------------------------------- inference
