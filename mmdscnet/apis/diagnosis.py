@@ -53,7 +53,7 @@ from mmdscnet.models.decode_heads.cam_head import (
     classification_loss,
     resize_maps,
 )
-from mmdscnet.models.decode_heads.dsc_head import ImageContext
+from mmdscnet.models.decode_heads.dsc_head import ImageContext, Readable
 from mmdscnet.pseudo_labels.palette_png import VOID_ID
 from mmdscnet.visualization.change_sheet import ChangeRow
 
@@ -282,7 +282,7 @@ def measure_batch(
     height, width = seen.feat.shape[2:]
     truth = resize_truth(seen.truth, (height, width))
     cams = normalize_cams(seen.cam_logits, labels)
-    group_ids = group_pixels(seen.embeddings, cams, labels).group_ids
+    group_ids = group_pixels(seen.embeddings, cams, labels, **head.grouping).group_ids
     pseudo_labels = make_pseudo_labels(cams, head.bg_thr, head.bg_alpha)
     own = head.describe_images(seen.embeddings, seen.cam_logits, labels)
     measured = {
@@ -336,16 +336,27 @@ def measure_pairs(head: DSCHead, own: ImageContext) -> dict[str, Tensor]:
 
 def join_graph(head: DSCHead, own: ImageContext) -> Tensor:
     """Make the nodes of a batch whose graph joins all images and the memory."""
+    return head.make_nodes(own, see_all(own))
+
+
+def see_all(own: ImageContext) -> Tensor:
+    """Let every image see all images of its batch and the memory, bool, shape (N, N + 1)."""
     images = len(own.groups)
-    everything = torch.ones(images, images + 1, dtype=torch.bool, device=own.groups.device)
-    return head.make_nodes(own, everything)
+    return torch.ones(images, images + 1, dtype=torch.bool, device=own.groups.device)
+
+
+def read_batch(head: DSCHead, own: ImageContext) -> Readable:
+    """Collect what the pixels of a batch read, in training composition."""
+    nodes = join_graph(head, own)
+    return head.make_readable(own, nodes, own, nodes, see_all(own))
 
 
 def measure_reading(
     head: DSCHead, seen: SeenBatch, own: ImageContext, truth: Tensor, ignore_index: int
 ) -> dict[str, Tensor]:
     """Measure what pixels read of the groups, and what the classifier makes of it, in training."""
-    refined = head.refine(seen.feat, seen.embeddings, own, join_graph(head, own))
+    readable = read_batch(head, own)
+    refined = head.refine(seen.feat, seen.embeddings, readable)
     feature_part = head.refined_classifier(seen.feat)
     evidence = {
         'plain': seen.cam_logits,
@@ -354,7 +365,10 @@ def measure_reading(
         'enriched': refined - feature_part,
     }
     parts = measure_evidence_parts(evidence['feature'], evidence['enriched'], seen.image_labels)
-    attention = attend_groups(seen.embeddings, own.groups, own.valid, head.temperature)
+    attention = attend_groups(seen.embeddings, readable.groups, readable.valid, head.temperature)
+    # The slots of all images that are read, summed by class.
+    attention = attention.unflatten(1, (-1, head.num_classes)).sum(dim=1)
+    is_read = readable.valid.unflatten(1, (-1, head.num_classes)).any(dim=1)
     read = attention.argmax(dim=1)
     return {
         **{f'part_{name}': values for name, values in parts._asdict().items()},
@@ -363,7 +377,7 @@ def measure_reading(
             for name, maps in evidence.items()
         },
         'attention': count_truth_by_slot(read, truth, head.num_classes, ignore_index),
-        'attention_entropy': attention_entropy(attention, own.valid),
+        'attention_entropy': attention_entropy(attention, is_read),
     }
 
 
@@ -382,7 +396,7 @@ def measure_leakage(head: DSCHead, seen: SeenBatch) -> dict[str, Tensor]:
     measured = {}
     for name, told in told_labels.items():
         context = head.describe_images(seen.embeddings, seen.cam_logits, told)
-        refined = head.refine(seen.feat, seen.embeddings, context, join_graph(head, context))
+        refined = head.refine(seen.feat, seen.embeddings, read_batch(head, context))
         sums, counts = sum_scores(refined, labels, told)
         measured[f'loss_refined_{name}'] = classification_loss(refined, labels)[None]
         measured[f'score_sums_{name}'] = sums[None]

@@ -322,6 +322,6 @@ def group_image(
     if image_labels is None:
         image_labels = head.predict_labels(cam_logits)
     cams = normalize_cams(cam_logits, image_labels)
-    groups = group_pixels(head.projection(feat), cams, image_labels).group_ids
+    groups = group_pixels(head.projection(feat), cams, image_labels, **head.grouping).group_ids
     resized = F.interpolate(groups[:, None].float(), size, mode='nearest-exact')
     return resized[0, 0].cpu().numpy().astype(np.uint8)
