@@ -141,8 +141,9 @@ def test_models_without_groups_are_refused():
         require_dsc_model(model)
 
 
-def test_training_numbers_are_those_of_the_training_step(dataset):
-    model = build_model()
+@pytest.mark.parametrize('scope', ['image', 'batch'])
+def test_training_numbers_are_those_of_the_training_step(dataset, scope):
+    model = build_model(dict(stream_scope=scope))
     numbers, _ = diagnose(model, dataset, [0, 1, 2, 3], 4)
     (batch,) = cut_batches(dataset, [0, 1, 2, 3], 4)
     seen = see_batch(model, batch)
@@ -151,6 +152,7 @@ def test_training_numbers_are_those_of_the_training_step(dataset):
     leakage = numbers['leakage']
     assert leakage['loss_cls'] == pytest.approx(losses['loss_cls'].item())
     assert leakage['loss_refined_given'] == pytest.approx(losses['loss_cls_refined'].item())
+    assert 0 <= numbers['attention']['entropy'] <= 1
     # The step moves the memory, the diagnosis does not.
     assert not torch.equal(before, model.decode_head.memory)
     model.decode_head.memory.copy_(before)
