@@ -20,7 +20,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[1] / 'configs'
 NAMES = sorted(
     path.relative_to(CONFIG_DIR).as_posix()
     for path in CONFIG_DIR.rglob('*.py')
-    if '_base_' not in path.relative_to(CONFIG_DIR).parts
+    if '_base_' not in path.relative_to(CONFIG_DIR).parts and path.name != 'study.py'
 )
 MMSEG_TOOLS = Path(importlib.util.find_spec('mmseg').origin).parent / '.mim' / 'tools'
 

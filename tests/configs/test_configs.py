@@ -25,11 +25,14 @@ from mmengine.structures import PixelData
 from mmseg.registry import DATA_SAMPLERS, DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 
+from mmdscnet.apis.study import read_study
+
 CONFIG_DIR = Path(__file__).resolve().parents[2] / 'configs'
 PATHS = sorted(
     path.relative_to(CONFIG_DIR).as_posix()
     for path in CONFIG_DIR.rglob('*.py')
-    if '_base_' not in path.relative_to(CONFIG_DIR).parts
+    # A study lists what to change of configs, and is none itself.
+    if '_base_' not in path.relative_to(CONFIG_DIR).parts and path.name != 'study.py'
 )
 SPLITS = ('train', 'val', 'test')
 # Folders of what learns from image-level labels; the others learn from a folder of label maps.
@@ -305,3 +308,9 @@ def test_name_says_which_ablation_it_is(name):
     assert {key for key in ('pgcl', 'sgcl') if head.get(key)} == CONTRASTS[ablation]
     assert [hook.type for hook in cfg.custom_hooks].count('ContrastWarmupHook') == 1
     assert cfg.train_dataloader.sampler.type == 'GroupSampler'
+
+
+def test_study_changes_configs_that_are_there():
+    parts = read_study(CONFIG_DIR / 'dscnet/study.py')
+    assert {part.name for part in parts} >= {'frozen', 'tuned', 'seam', 'switches', 'weights'}
+    assert all(len(part.seeds) >= 3 for part in parts)
