@@ -14,8 +14,8 @@ model = dict(
         pretrained=False,
         # timm, as ContractedMobileNetV2, dilates a stage from its second block on.
         output_stride=16,
-        out_indices=(4,),
+        out_indices=(2, 3, 4),
         init_cfg=dict(type='Pretrained', checkpoint='work_dirs/weights/efficientnet_lite0.pth'),
     ),
-    decode_head=dict(in_index=0),
+    decode_head=dict(in_index=2),
 )

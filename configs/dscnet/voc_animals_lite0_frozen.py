@@ -6,14 +6,14 @@ model = dict(
         # Chosen on train images: see STUDY.md. The paper's weights are 0.6 and 0.4.
         pgcl=dict(type='PGCLLoss', loss_weight=0.1),
         sgcl=dict(type='SGCLLoss', loss_weight=0.1),
+        # Pixels are grouped by three levels of the backbone, from centres seeded by sure CAMs, and
+        # read the classes of their groups.
         dual_stream=True,
-        # With its own groups alone an image would tell its labels to the refined classifier.
-        stream_scope='batch',
-        refined_cls_weight=0.5,
+        reading='classes',
+        group_index=(0, 1, 2),
+        grouping=dict(num_rounds=2, min_cam=0.4),
         # The pixel-wise term of Eq. 13: CAMs below 0.2 are background, above 0.4 their class.
         pseudo_label=dict(type='PseudoLabelLoss', loss_weight=0.1),
-        pseudo_label_source='plain',
-        pseudo_label_pupil='both',
         bg_thr=0.2,
         fg_thr=0.4,
     )

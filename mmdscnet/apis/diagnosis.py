@@ -45,7 +45,6 @@ from mmdscnet.evaluation.refinement_diagnosis import (
 )
 from mmdscnet.evaluation.threshold_sweep import count_pixels, per_class_scores, sweep_thresholds
 from mmdscnet.functional.cam import normalize_cams
-from mmdscnet.functional.pixel_groups import group_pixels
 from mmdscnet.functional.pseudo_label import make_pseudo_labels
 from mmdscnet.models.decode_heads import DSCHead
 from mmdscnet.models.decode_heads.cam_head import (
@@ -227,7 +226,7 @@ def diagnose(
     joined = {name: torch.cat(values) for name, values in measured.items()}
     images = join_images(maps)
     classes = dataset.metainfo['classes']
-    numbers = summarize(joined, classes, has_refinement=images.refined is not None)
+    numbers = summarize(joined, classes, has_refinement=images.feature_part is not None)
     numbers['areas'] = compare_areas(head, images, classes, ignore)
     return numbers, images
 
@@ -282,9 +281,10 @@ def measure_batch(
     height, width = seen.feat.shape[2:]
     truth = resize_truth(seen.truth, (height, width))
     cams = normalize_cams(seen.cam_logits, labels)
-    group_ids = group_pixels(seen.embeddings, cams, labels, **head.grouping).group_ids
+    groups = head.group(seen.feats, seen.embeddings, seen.cam_logits, labels)
+    group_ids = groups.group_ids
     pseudo_labels = make_pseudo_labels(cams, head.bg_thr, head.bg_alpha)
-    own = head.describe_images(seen.embeddings, seen.cam_logits, labels)
+    own = head.describe_images(seen.embeddings, seen.cam_logits, labels, groups)
     measured = {
         'valid': own.valid,
         'groups': count_truth_by_slot(group_ids, truth, num_classes, ignore_index),
@@ -296,11 +296,11 @@ def measure_batch(
         'loss_cls': classification_loss(seen.cam_logits, labels)[None],
     }
     measured |= measure_pairs(head, own)
-    refined = feature_part = None
-    if head.dual_stream:
+    refined = head(seen.feats, labels).cpu() if head.dual_stream else None
+    feature_part = None
+    if head.has_refined_classifier:
         measured |= measure_reading(head, seen, own, truth, ignore_index)
         measured |= measure_leakage(head, seen)
-        refined = head(seen.feats, labels).cpu()
         feature_part = head.refined_classifier(seen.feat).cpu()
     images = DiagnosedImages(
         plain=seen.cam_logits.cpu(),
@@ -395,7 +395,8 @@ def measure_leakage(head: DSCHead, seen: SeenBatch) -> dict[str, Tensor]:
     }
     measured = {}
     for name, told in told_labels.items():
-        context = head.describe_images(seen.embeddings, seen.cam_logits, told)
+        groups = head.group(seen.feats, seen.embeddings, seen.cam_logits, told)
+        context = head.describe_images(seen.embeddings, seen.cam_logits, told, groups)
         refined = head.refine(seen.feat, seen.embeddings, read_batch(head, context))
         sums, counts = sum_scores(refined, labels, told)
         measured[f'loss_refined_{name}'] = classification_loss(refined, labels)[None]
@@ -421,7 +422,7 @@ def summarize(
     Args:
         joined: Measures of :func:`measure_batch`, all batches joined.
         classes: Names of the classes, background first.
-        has_refinement: Whether the head refines.
+        has_refinement: Whether the head has a refined classifier.
 
     Returns:
         The numbers, ready for JSON; ``enriched``, ``attention`` and ``leakage`` are None for a head
@@ -563,21 +564,24 @@ def compare_areas(
     Returns:
         Mean IoU in per cent and threshold of both, and of the CAMs that either part of the refined
         evidence gives alone; and pixels gained and lost, rightly and wrongly, in per cent of all
-        judged pixels, in all and by class. Without refined CAMs the plain ones' alone.
+        judged pixels, in all and by class. Without refined CAMs the plain ones' alone;
+        without a refined classifier the evidence has no parts.
     """
     plain = judge_cams(head, images.plain, images, ignore_index)
     areas: dict[str, Any] = {'plain': {'miou': plain.mean_iou, 'bg_thr': plain.bg_thr}}
-    if images.refined is None or images.feature_part is None:
+    if images.refined is None:
         return areas
     refined = judge_cams(head, images.refined, images, ignore_index)
     changes = count_changes(plain.labels, refined.labels, images.truth, len(classes), ignore_index)
     shares = 100 * changes.double() / (images.truth != ignore_index).sum()
     names = ('gained_right', 'gained_wrong', 'lost_right', 'lost_wrong')
     areas['refined'] = {'miou': refined.mean_iou, 'bg_thr': refined.bg_thr}
-    enriched_part = images.refined - images.feature_part
-    for name, part in (('feature_part', images.feature_part), ('enriched_part', enriched_part)):
-        judged = judge_cams(head, part, images, ignore_index)
-        areas[name] = {'miou': judged.mean_iou, 'bg_thr': judged.bg_thr}
+    if images.feature_part is not None:
+        parts = {'feature_part': images.feature_part}
+        parts['enriched_part'] = images.refined - images.feature_part
+        for name, part in parts.items():
+            judged = judge_cams(head, part, images, ignore_index)
+            areas[name] = {'miou': judged.mean_iou, 'bg_thr': judged.bg_thr}
     areas['by_class'] = {
         name: dict(zip(names, row, strict=True))
         for name, row in zip(classes, shares.tolist(), strict=True)

@@ -22,8 +22,6 @@ from torch.utils.data import DataLoader
 
 from mmdscnet.evaluation import CAMIoUMetric, LabelScores, score_labels
 from mmdscnet.evaluation.threshold_sweep import per_class_scores, sum_confusions, sweep_thresholds
-from mmdscnet.functional.cam import normalize_cams
-from mmdscnet.functional.pixel_groups import group_pixels
 from mmdscnet.models.decode_heads import CAMHead, DSCHead
 from mmdscnet.models.segmentors.cam_tta_model import refines_cams
 from mmdscnet.pseudo_labels import CAMs, PseudoLabeler
@@ -316,12 +314,12 @@ def group_image(
     if not isinstance(head, DSCHead):
         return None
     data = model.data_preprocessor(batch, training=False)
-    feat = model.extract_feat(data['inputs'])[head.in_index]
+    feats = model.extract_feat(data['inputs'])
+    feat = feats[head.in_index]
     cam_logits = head.classifier(feat)
     image_labels = head.stack_image_labels([sample.metainfo for sample in data['data_samples']])
     if image_labels is None:
         image_labels = head.predict_labels(cam_logits)
-    cams = normalize_cams(cam_logits, image_labels)
-    groups = group_pixels(head.projection(feat), cams, image_labels, **head.grouping).group_ids
+    groups = head.group(feats, head.projection(feat), cam_logits, image_labels).group_ids
     resized = F.interpolate(groups[:, None].float(), size, mode='nearest-exact')
     return resized[0, 0].cpu().numpy().astype(np.uint8)

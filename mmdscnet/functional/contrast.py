@@ -92,6 +92,7 @@ def class_contrast(
     own_image_is_positive: bool,
     positive_in_denominator: bool = True,
     min_correlation: float | None = None,
+    background_is_anchor: bool = False,
 ) -> Tensor:
     """Contrast the class slots of the images with the class slots of the key images.
 
@@ -109,6 +110,8 @@ def class_contrast(
         positive_in_denominator: As for :func:`masked_info_nce`.
         min_correlation: Keys of the class that resemble the anchor less than this are no positives,
             a cosine in [-1, 1]; None asks for the class alone.
+        background_is_anchor: Whether the backgrounds of two images attract each other, as if the
+            background were a class.
 
     Returns:
         The loss of :func:`masked_info_nce`, a scalar.
@@ -121,8 +124,9 @@ def class_contrast(
     device = anchors.device
     same_class = torch.eye(slots, dtype=torch.bool, device=device)[None, :, None, :]
     same_image = torch.eye(images, len(keys), dtype=torch.bool, device=device)[:, None, :, None]
-    is_foreground = (torch.arange(slots, device=device) > 0)[None, :]
-    exists = (anchor_valid & is_foreground)[:, :, None, None] & key_valid[None, None]
+    is_class = torch.arange(slots, device=device) > 0
+    exists = (anchor_valid & (is_class | background_is_anchor))[:, :, None, None]
+    exists = exists & key_valid[None, None]
     positive = exists & same_class
     if not own_image_is_positive:
         positive = positive & ~same_image

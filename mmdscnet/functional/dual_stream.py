@@ -36,3 +36,31 @@ def read_class_nodes(
     attention = (cosine / temperature).masked_fill(~valid.unsqueeze(2), float('-inf'))
     enriched = nodes.transpose(1, 2) @ attention.softmax(dim=1)
     return enriched.view(*enriched.shape[:2], height, width)
+
+
+@full_precision
+def read_group_classes(correlation: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    r"""Give each pixel the classes of the groups that it resembles.
+
+    .. math:: O^k_u = \mathrm{softmax}_a\big(\rho(z_u, c_a)/\tau\big)\big|_{a = k}
+
+    The attention of Eq. 10, of which a pixel reads, in place of the class node of a group, the
+    class that the group stands for. DSCNet, arXiv:2405.04913, Eq. 10.
+
+    Note:
+        The print classifies the enriched pixels once more (Eq. 11). Here nothing is learned: a
+        class node stands for its class, so how much a pixel reads of it is the refined CAM.
+
+    Args:
+        correlation: Correlation of each pixel with the centre of each group, in [-1, 1], shape
+            (N, A, h, w).
+        valid: Whether the image has this group, at least one an image, bool, shape (N, A).
+        temperature: Divisor of the correlation, positive.
+
+    Returns:
+        Refined CAMs in [0, 1], whose sum over the classes is 1 less the background, shape
+        (N, K, h, w).
+    """
+    absent = ~valid[:, :, None, None]
+    attention = (correlation / temperature).masked_fill(absent, float('-inf')).softmax(dim=1)
+    return attention[:, 1:]

@@ -1,5 +1,6 @@
 """Pixel context and pixel groups: the image as a few group embeddings (Eq. 4, 5)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,12 +16,15 @@ class PixelGroups(NamedTuple):
     Attributes:
         group_ids: Slot of each pixel's group, int64, 0..K, shape (N, h, w).
         embeddings: Group embeddings, with gradient, shape (N, A, E).
+        correlation: Correlation of each pixel with the centre of each group, in [-1, 1], shape
+            (N, A, h, w).
         valid: Whether the image has this group: a class where it is labelled, background always
             (or only where nothing is labelled, without a background group); shape (N, A), bool.
     """
 
     group_ids: Tensor
     embeddings: Tensor
+    correlation: Tensor
     valid: Tensor
 
 
@@ -42,6 +46,28 @@ def standardize_pixels(embeddings: Tensor) -> Tensor:
     rounding = 4 * torch.finfo(rows.dtype).eps * rows.norm(dim=2, keepdim=True)
     is_flat = centred.norm(dim=2, keepdim=True) <= rounding
     return F.normalize(centred.masked_fill(is_flat, 0), dim=2)
+
+
+def stack_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Describe the pixels by several levels of a backbone, each with the same weight.
+
+    Deep levels know the classes, shallow ones the borders of things.
+
+    Args:
+        levels: Feature maps, each of shape (N, D_i, h_i, w_i).
+        size: Height and width of the result; larger maps are averaged, smaller ones interpolated.
+
+    Returns:
+        Standardised pixels, without gradient, shape (N, V, D_1 + D_2 + ...).
+    """
+    rows = [standardize_pixels(resize_level(level.detach().float(), size)) for level in levels]
+    return torch.cat(rows, dim=2) / len(rows) ** 0.5
+
+
+def resize_level(level: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring a feature map to a size, shape (N, D, h, w) to (N, D, *size)."""
+    mode = 'area' if level.shape[2] > size[0] else 'bilinear'
+    return F.interpolate(level, size, mode=mode)
 
 
 @full_precision
@@ -96,6 +122,7 @@ def group_pixels(
     keep_outliers: bool = False,
     background: bool = True,
     min_cam: float = 0.0,
+    rows: Tensor | None = None,
 ) -> PixelGroups:
     r"""Partition the pixels of each image into the background and one group a present class.
 
@@ -124,6 +151,8 @@ def group_pixels(
         background: Whether the background is a group of its own; without, it is one only in images
             without any class.
         min_cam: CAMs below this do not seed a class, in [0, 1].
+        rows: Standardised pixels by which to group, such as those of :func:`stack_levels`, shape
+            (N, V, D); None for those of the embeddings.
 
     Returns:
         The groups of each image.
@@ -132,7 +161,7 @@ def group_pixels(
     has_background = torch.ones_like(present[:, :1]) if background else ~present.any(1, True)
     valid = torch.cat([has_background, present], dim=1)
     with torch.no_grad():
-        rows = standardize_pixels(embeddings)
+        rows = standardize_pixels(embeddings) if rows is None else rows
         seeds = seed_weights(cams * (cams >= min_cam), rows)
         centres = F.normalize(seeds @ rows, dim=2)
         for _ in range(num_rounds):
@@ -144,8 +173,9 @@ def group_pixels(
         weights = torch.where(core.any(dim=2, keepdim=True), core, seeds)
         weights = weights / weights.sum(dim=2, keepdim=True)
     means = weights @ embeddings.flatten(2).transpose(1, 2)
-    height, width = embeddings.shape[2:]
-    return PixelGroups(members.argmax(dim=1).unflatten(1, (height, width)), means, valid)
+    size = tuple(embeddings.shape[2:])
+    group_ids = members.argmax(dim=1).unflatten(1, size)
+    return PixelGroups(group_ids, means, correlation.unflatten(2, size), valid)
 
 
 def assign_pixels(rows: Tensor, centres: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -287,7 +287,7 @@ def contrast_groups(maps: ContrastMaps) -> Tensor:
     Returns:
         The loss.
     """
-    _, groups, valid = group_pixels(maps.embeddings, maps.cams, maps.image_labels)
+    _, groups, _, valid = group_pixels(maps.embeddings, maps.cams, maps.image_labels)
     return class_contrast(groups, valid, groups, valid, TEMPERATURE, own_image_is_positive=False)
 
 

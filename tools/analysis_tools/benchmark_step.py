@@ -220,7 +220,7 @@ def make_method_step(batch_size: int, size: int, device: torch.device) -> Callab
     visible = torch.ones(batch_size, batch_size, dtype=torch.bool, device=device)
 
     def step() -> Tensor:
-        ids, groups, valid = group_pixels(embeddings, cams, labels)
+        ids, groups, _, valid = group_pixels(embeddings, cams, labels)
         probabilities = group_class_probabilities(evidence, ids, valid)
         nodes = make_class_nodes(groups, probabilities)
         profiles = make_class_profiles(probabilities)

@@ -8,9 +8,9 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from mmdscnet.functional.cam import normalize_cams
-from mmdscnet.functional.dual_stream import read_class_nodes
+from mmdscnet.functional.dual_stream import read_class_nodes, read_group_classes
 from mmdscnet.functional.gather import gather_images, own_images
-from mmdscnet.functional.pixel_groups import group_pixels
+from mmdscnet.functional.pixel_groups import PixelGroups, group_pixels, stack_levels
 from mmdscnet.functional.pseudo_label import average_labelled_pixels, make_pseudo_labels
 from mmdscnet.functional.semantic_graph import (
     group_class_probabilities,
@@ -20,6 +20,7 @@ from mmdscnet.functional.semantic_graph import (
 )
 from mmdscnet.models.decode_heads.cam_head import CAMHead, HeadOutputs, classification_loss
 
+READINGS = ('nodes', 'classes')
 STREAM_SCOPES = ('image', 'batch')
 PUPILS = {
     'refined': ('best_logits',),
@@ -116,6 +117,11 @@ class DSCHead(CAMHead):
         temperature: Divisor of the cosine similarity in the graph and the dual stream, positive.
         memory_momentum: Share of the class memory that a step keeps, in [0, 1); None for no memory.
         grouping: How pixels are grouped, as for :func:`group_pixels`.
+        group_index: Outputs of the backbone by which pixels are grouped, each with the same weight;
+            None groups them by their embeddings.
+        reading: What pixels read of the groups that they resemble: ``'nodes'`` their class nodes,
+            from which a second classifier makes the refined CAM (Eq. 10, 11), or ``'classes'``
+            their classes, which are the refined CAM.
         graph_rounds: How often messages are passed over the graph; 0 leaves the nodes alone.
         graph_attention: Whether nodes attend by their similarity; False weighs them by the classes
             they share alone, a graph convolution.
@@ -145,6 +151,8 @@ class DSCHead(CAMHead):
         temperature: float = 0.1,
         memory_momentum: float | None = 0.95,
         grouping: dict | None = None,
+        group_index: Sequence[int] | None = None,
+        reading: str = 'nodes',
         graph_rounds: int = 1,
         graph_attention: bool = True,
         stream_scope: str = 'image',
@@ -170,6 +178,8 @@ class DSCHead(CAMHead):
             raise ValueError(
                 f'stream_scope={stream_scope!r} is none of {STREAM_SCOPES}: choose one'
             )
+        if reading not in READINGS:
+            raise ValueError(f'reading={reading!r} is none of {READINGS}')
         if pseudo_label_source not in ('refined', 'plain'):
             raise ValueError(f'pseudo_label_source={pseudo_label_source!r} is not refined or plain')
         if pseudo_label_pupil not in PUPILS:
@@ -177,7 +187,8 @@ class DSCHead(CAMHead):
         if refined_cls_weight < 0:
             raise ValueError(f'refined_cls_weight={refined_cls_weight} must be 0 or more')
         learns = self.pseudo_label_loss is not None and pseudo_label_pupil != 'plain'
-        if dual_stream and refined_cls_weight == 0 and not learns:
+        self.has_refined_classifier = dual_stream and reading == 'nodes'
+        if self.has_refined_classifier and refined_cls_weight == 0 and not learns:
             raise ValueError(
                 'refined_cls_weight=0 leaves nothing to train the dual stream: give pseudo_label='
                 "dict(type='PseudoLabelLoss') with a pupil that is refined, or dual_stream=False"
@@ -188,6 +199,8 @@ class DSCHead(CAMHead):
         self.temperature = temperature
         self.memory_momentum = memory_momentum
         self.grouping = grouping or {}
+        self.group_index = group_index
+        self.reading = reading
         self.graph_rounds = graph_rounds
         self.graph_temperature = temperature if graph_attention else None
         self.stream_scope = stream_scope
@@ -196,7 +209,7 @@ class DSCHead(CAMHead):
         self.pseudo_label_source = pseudo_label_source
         self.pseudo_label_pupil = pseudo_label_pupil
         self.projection = nn.Conv2d(in_channels, embed_channels, 1)
-        self.has_graph = bool(sgcl or dual_stream)
+        self.has_graph = bool(sgcl or self.has_refined_classifier)
         if self.has_graph and graph_rounds > 0:
             if detach_context and not sgcl:
                 raise ValueError(
@@ -205,7 +218,7 @@ class DSCHead(CAMHead):
                 )
             self.message = nn.Linear(embed_channels, embed_channels)
         self.dual_stream = dual_stream
-        if dual_stream:
+        if self.has_refined_classifier:
             self.refined_classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
             self.enriched_classifier = nn.Conv2d(embed_channels, num_classes - 1, 1, bias=False)
         self.register_buffer('memory', torch.zeros(num_classes, embed_channels))
@@ -215,7 +228,7 @@ class DSCHead(CAMHead):
         """Start the refined CAMs from the CAMs."""
         super().init_weights()
         nn.init.kaiming_normal_(self.projection.weight, nonlinearity='linear')
-        if self.dual_stream:
+        if self.has_refined_classifier:
             self.refined_classifier.weight.data.copy_(self.classifier.weight.data)
             self.enriched_classifier.weight.data.zero_()
 
@@ -236,7 +249,10 @@ class DSCHead(CAMHead):
         if image_labels is None:
             image_labels = self.predict_labels(cam_logits)
         embeddings = self.projection(feat)
-        own = self.describe_images(embeddings, cam_logits, image_labels)
+        groups = self.group(feats, embeddings, cam_logits, image_labels)
+        if self.reading == 'classes':
+            return read_group_classes(groups.correlation, groups.valid, self.temperature)
+        own = self.describe_images(embeddings, cam_logits, image_labels, groups)
         images = len(feat)
         only_self_and_memory = torch.eye(images, images + 1, dtype=torch.bool, device=feat.device)
         only_self_and_memory[:, -1] = True
@@ -258,7 +274,8 @@ class DSCHead(CAMHead):
         feat = self.dropout(feats[self.in_index])
         cam_logits = self.classifier(feat)
         embeddings = self.projection(feat)
-        own = self.describe_images(embeddings, cam_logits, image_labels)
+        groups = self.group(feats, embeddings, cam_logits, image_labels)
+        own = self.describe_images(embeddings, cam_logits, image_labels, groups)
         batch = gather_context(own)
         # Copies, because the memory moves below: activation checkpointing computes a loss again.
         memory = self.memory.clone()[None], self.memory_valid.clone()[None]
@@ -277,7 +294,7 @@ class DSCHead(CAMHead):
             maps = self.make_training_maps(embeddings, cam_logits, image_labels)
             contrast = self.pixel_contrast(*map(gather_images, maps))
             contrasts[self.pixel_contrast.loss_name] = self.contrast_scale * contrast
-        if self.dual_stream:
+        if self.has_refined_classifier:
             readable = self.make_readable(
                 own, own_images(nodes), batch, nodes, own_images(everything)
             )
@@ -325,7 +342,7 @@ class DSCHead(CAMHead):
         Returns:
             As ``pseudo_label_pupil`` says; the plain evidence without a dual stream.
         """
-        if not self.dual_stream:
+        if outputs.refined_logits is None:
             return [outputs.cam_logits]
         return [getattr(outputs, name) for name in PUPILS[self.pseudo_label_pupil]]
 
@@ -334,27 +351,48 @@ class DSCHead(CAMHead):
     ) -> None:
         """Start the refined CAMs from the plain ones of a CAMHead's checkpoint."""
         plain, refined = f'{prefix}classifier.weight', f'{prefix}refined_classifier.weight'
-        if self.dual_stream and plain in state_dict and refined not in state_dict:
+        if self.has_refined_classifier and plain in state_dict and refined not in state_dict:
             state_dict[refined] = state_dict[plain]
             enriched = torch.zeros_like(self.enriched_classifier.weight)
             state_dict[f'{prefix}enriched_classifier.weight'] = enriched
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def describe_images(
-        self, embeddings: Tensor, cam_logits: Tensor, image_labels: Tensor
-    ) -> ImageContext:
-        """Sum each image up by its groups and its pseudo-labelled regions (Eq. 2, 4, 5, 8).
+    def group(
+        self, feats: Sequence[Tensor], embeddings: Tensor, cam_logits: Tensor, image_labels: Tensor
+    ) -> PixelGroups:
+        """Partition the pixels of each image into background and classes (Eq. 4, 5).
 
         Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
             embeddings: Pixel embeddings z, shape (N, E, h, w).
             cam_logits: Class evidence, unbounded, shape (N, K, h, w).
             image_labels: Image-level labels in {0, 1}, shape (N, K).
 
         Returns:
+            The groups.
+        """
+        cams = normalize_cams(cam_logits.detach(), image_labels)
+        rows = None
+        if self.group_index is not None:
+            size = (embeddings.shape[2], embeddings.shape[3])
+            rows = stack_levels([feats[index] for index in self.group_index], size)
+        return group_pixels(embeddings, cams, image_labels, rows=rows, **self.grouping)
+
+    def describe_images(
+        self, embeddings: Tensor, cam_logits: Tensor, image_labels: Tensor, groups: PixelGroups
+    ) -> ImageContext:
+        """Sum each image up by its groups and its pseudo-labelled regions (Eq. 2, 5, 8).
+
+        Args:
+            embeddings: Pixel embeddings z, shape (N, E, h, w).
+            cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+            groups: Its groups.
+
+        Returns:
             The context that each image gives to the others.
         """
         cams = normalize_cams(cam_logits.detach(), image_labels)
-        groups = group_pixels(embeddings, cams, image_labels, **self.grouping)
         pseudo_labels = make_pseudo_labels(cams, self.bg_thr, self.bg_alpha)
         keys, key_valid = average_labelled_pixels(embeddings, pseudo_labels, self.num_classes)
         probabilities = group_class_probabilities(cam_logits, groups.group_ids, groups.valid)

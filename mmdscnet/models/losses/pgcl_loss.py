@@ -56,5 +56,6 @@ class PGCLLoss(ContrastLoss):
             own_image_is_positive=False,
             positive_in_denominator=self.positive_in_denominator,
             min_correlation=self.min_correlation,
+            background_is_anchor=self.background_is_anchor,
         )
         return self.loss_weight * loss

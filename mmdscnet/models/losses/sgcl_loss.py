@@ -68,5 +68,6 @@ class SGCLLoss(ContrastLoss):
             own_image_is_positive=True,
             positive_in_denominator=self.positive_in_denominator,
             min_correlation=self.min_correlation,
+            background_is_anchor=self.background_is_anchor,
         )
         return self.loss_weight * loss

@@ -509,10 +509,13 @@ def test_graph_of_no_round_has_no_weights(build_head):
     assert not any(name.startswith('message') for name in names)
 
 
+def describe(head, feats):
+    seen = head.projection(feats[0]), head.plain_evidence(feats), LABELS
+    return head.describe_images(*seen, head.group(feats, *seen))
+
+
 def test_second_round_passes_on_what_the_first_brought(build_head, trained, feats):
-    own = trained.describe_images(
-        trained.projection(feats[0]), trained.plain_evidence(feats), LABELS
-    )
+    own = describe(trained, feats)
     visible = torch.ones(4, 5, dtype=torch.bool)
     once = trained.make_nodes(own, visible)
     trained.graph_rounds = 2
@@ -527,7 +530,7 @@ def test_second_round_passes_on_what_the_first_brought(build_head, trained, feat
 def test_pixels_may_read_the_groups_of_all_images(trained, feats):
     trained.stream_scope = 'batch'
     embeddings = trained.projection(feats[0])
-    own = trained.describe_images(embeddings, trained.plain_evidence(feats), LABELS)
+    own = describe(trained, feats)
     everything = torch.ones(4, 5, dtype=torch.bool)
     nodes = trained.make_nodes(own, everything)
     readable = trained.make_readable(own, nodes, own, nodes, everything)
