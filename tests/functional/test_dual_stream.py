@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdscnet.functional.dual_stream import read_class_nodes
+from mmdscnet.functional.dual_stream import read_class_nodes, read_group_classes
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -151,3 +151,34 @@ def test_read_is_float32_under_autocast(dtype: torch.dtype):
     expected = read_class_nodes(*(tensor.float() for tensor in halves), valid, 0.05)
     assert enriched.dtype == torch.float32
     torch.testing.assert_close(enriched, expected, rtol=0, atol=0)
+
+
+def test_classes_are_read_of_the_groups_that_a_pixel_resembles():
+    correlation = torch.tensor([0.2, 0.6, 0.9]).view(1, 3, 1, 1)
+    maps = read_group_classes(correlation, torch.tensor([[True, True, False]]), temperature=0.1)
+    share = math.exp(6) / (math.exp(6) + math.exp(2))
+    torch.testing.assert_close(maps.flatten(), torch.tensor([share, 0.0]))
+
+
+def test_classes_that_are_read_are_class_nodes_of_one_class_each():
+    _, groups, _, valid = make_stream()
+    embeddings = torch.randn(3, 5, 2, 4)
+    pixels = F.normalize(embeddings, dim=1).flatten(2)
+    cosine = (F.normalize(groups, dim=2) @ pixels).unflatten(2, (2, 4))
+    one_class_each = torch.eye(4).expand(3, 4, 4)
+    expected = read_class_nodes(embeddings, groups, one_class_each, valid, 0.3)[:, 1:]
+    torch.testing.assert_close(read_group_classes(cosine, valid, 0.3), expected)
+
+
+def test_classes_of_an_image_without_any_are_zero():
+    maps = read_group_classes(torch.rand(1, 3, 2, 2), torch.tensor([[True, False, False]]), 0.1)
+    assert maps.eq(0).all()
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_classes_are_read_in_float32_under_autocast(dtype):
+    correlation, valid = torch.rand(1, 3, 2, 2), torch.ones(1, 3, dtype=torch.bool)
+    with torch.autocast('cpu', dtype=dtype):
+        maps = read_group_classes(correlation.to(dtype), valid, 0.01)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, read_group_classes(correlation.to(dtype).float(), valid, 0.01))

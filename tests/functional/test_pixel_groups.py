@@ -13,6 +13,7 @@ from mmdscnet.functional.pixel_groups import (
     group_pixels,
     pixel_context,
     seed_weights,
+    stack_levels,
     standardize_pixels,
 )
 
@@ -433,3 +434,51 @@ def test_core_and_outliers_together_are_all_members():
     assert (share < 1).all()
     mixed = share * core.embeddings + (1 - share) * outliers.embeddings
     torch.testing.assert_close(mixed, everyone.embeddings)
+
+
+def test_levels_are_standardised_at_one_size_and_weigh_the_same():
+    shallow, deep = 100 * torch.rand(2, 3, 4, 8), torch.rand(2, 5, 1, 2)
+    rows = stack_levels([shallow, deep], (2, 4))
+    averaged = shallow.unflatten(3, (4, 2)).unflatten(2, (2, 2)).mean(dim=(3, 5))
+    grown = torch.nn.functional.interpolate(deep, (2, 4), mode='bilinear', align_corners=False)
+    expected = [standardize_pixels(level) / 2**0.5 for level in (averaged, grown)]
+    torch.testing.assert_close(rows, torch.cat(expected, dim=2))
+    torch.testing.assert_close(rows.norm(dim=2), torch.ones(2, 8))
+    # What they correlate by is the mean of what the levels correlate by.
+    correlation = rows @ rows.transpose(1, 2)
+    each = [2 * row @ row.transpose(1, 2) for row in expected]
+    torch.testing.assert_close(correlation, (each[0] + each[1]) / 2)
+
+
+def test_levels_get_no_gradient():
+    level = torch.rand(1, 3, 2, 2, requires_grad=True)
+    assert not stack_levels([level], (2, 2)).requires_grad
+
+
+def test_levels_are_float32_under_autocast():
+    level = torch.randn(1, 3, 4, 4).bfloat16()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        rows = stack_levels([level], (2, 2))
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows, stack_levels([level.float()], (2, 2)))
+
+
+def test_pixels_are_grouped_by_the_rows_that_are_given():
+    embeddings, cams, labels = torch.randn(1, 4, 3, 3), torch.rand(1, 2, 3, 3), torch.ones(1, 2)
+    rows = standardize_pixels(torch.randn(1, 6, 3, 3))
+    groups = group_pixels(embeddings, cams, labels, rows=rows)
+    others = group_pixels(rows.transpose(1, 2).unflatten(2, (3, 3)), cams, labels)
+    assert torch.equal(groups.group_ids, others.group_ids)
+    torch.testing.assert_close(groups.correlation, others.correlation)
+    # Their embeddings are still means of the embeddings.
+    assert groups.embeddings.shape == (1, 3, 4)
+
+
+def test_pixels_belong_to_the_group_with_which_they_correlate_best():
+    embeddings, cams = torch.randn(2, 4, 3, 5), torch.rand(2, 3, 3, 5)
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    groups = group_pixels(embeddings, cams * labels[:, :, None, None], labels)
+    assert groups.correlation.shape == (2, 4, 3, 5)
+    assert groups.correlation.abs().max() <= 1 + 1e-5
+    present = groups.correlation.masked_fill(~groups.valid[:, :, None, None], -2)
+    assert torch.equal(present.argmax(dim=1), groups.group_ids)

@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import mmdscnet  # noqa: F401  (the ranks at the end of this file run without conftest.py)
 from mmdscnet.functional.cam import normalize_cams
+from mmdscnet.functional.dual_stream import read_group_classes
+from mmdscnet.functional.pixel_groups import group_pixels, stack_levels
 from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
 from mmdscnet.functional.semantic_graph import make_class_nodes
 from mmdscnet.models.decode_heads.cam_head import HeadOutputs, resize_maps
@@ -476,6 +478,7 @@ SWITCHES = dict(
     detached=dict(detach_context=True),
     no_memory=dict(memory_momentum=None),
     pixels_alone=dict(refined_cls_weight=0.0, pseudo_label_pupil='both', **PSEUDO),
+    classes=dict(reading='classes', group_index=(0,), **PSEUDO),
     plain_labels=dict(pseudo_label_source='plain', pseudo_label_pupil='plain', **PSEUDO),
 )
 
@@ -559,6 +562,53 @@ def test_detached_context_learns_nothing_from_the_refined_scores(build_head, fea
     head.loss_by_image_labels(feats, LABELS)['loss_cls_refined'].backward()
     assert head.message.weight.grad is None
     assert head.projection.weight.grad.abs().sum() > 0
+
+
+READS_CLASSES = dict(reading='classes', group_index=(0, 1), grouping=dict(min_cam=0.4))
+
+
+@pytest.fixture
+def levels():
+    """Outputs of a backbone, the last of which the head reads."""
+    return torch.randn(4, 3, 9, 9), torch.randn(4, 6, 5, 5)
+
+
+def test_head_that_reads_classes_has_no_second_classifier(build_head, levels):
+    head = build_head('m4', **READS_CLASSES)
+    names = {name.split('.')[0] for name, _ in head.named_parameters()}
+    assert names == {'classifier', 'projection', 'message'}
+    losses = head.loss_by_image_labels(levels, LABELS)
+    assert set(losses) == {'loss_cls', 'loss_pgcl', 'loss_sgcl'}
+
+
+def test_classes_are_those_of_groups_by_the_levels_that_the_config_names(build_head, levels):
+    head = build_head('m4', **READS_CLASSES)
+    evidence = head.forward(levels, LABELS)
+    cams = normalize_cams(head.classifier(levels[1]), LABELS)
+    rows = stack_levels(levels, (5, 5))
+    groups = group_pixels(torch.zeros(4, 1, 5, 5), cams, LABELS, rows=rows, min_cam=0.4)
+    expected = read_group_classes(groups.correlation, groups.valid, head.temperature)
+    torch.testing.assert_close(evidence, expected)
+    one_level = build_head('m4', **dict(READS_CLASSES, group_index=(1,)))
+    one_level.load_state_dict(head.state_dict())
+    assert not torch.allclose(one_level.forward(levels, LABELS), evidence)
+
+
+def test_reading_classes_an_image_scores_alone_as_in_a_batch(build_head, levels, make_samples):
+    head = build_head('m4', **READS_CLASSES)
+    metas = metas_of(make_samples(LABELS))
+    together = head.predict(levels, metas, test_cfg=None)
+    for index in range(4):
+        own = [level[index, None] for level in levels]
+        alone = head.predict(own, [metas[index]], test_cfg=None)
+        torch.testing.assert_close(alone[0], together[index])
+
+
+def test_classes_that_are_read_are_absent_where_they_are_not_labelled(build_head, levels):
+    maps = build_head('m4', **READS_CLASSES).forward(levels, LABELS)
+    assert maps.min() >= 0
+    assert maps.sum(dim=1).max() <= 1 + 1e-5
+    assert maps[LABELS == 0].eq(0).all()
 
 
 def test_without_a_memory_nothing_is_remembered(build_head, feats):
