@@ -19,7 +19,16 @@ prototypes = dict(type='PixelPrototypeLoss')
 pixels = dict(type='PixelContrastLoss')
 
 
-def dscnet(base, alpha=None, beta=None, stream=False, pixel_contrast=None, pixel=False):
+# Eq. 10 and 11 by class nodes and a second classifier, as the paper has them.
+nodes = {
+    head + 'reading': 'nodes',
+    head + 'group_index': None,
+    head + 'grouping': None,
+    head + 'stream_scope': 'image',
+}
+
+
+def dscnet(base, alpha=None, beta=None, stream=False, pixel_contrast=None, pixel=True):
     """Say what an arm is made of: the weights of PGCL and SGCL, the dual stream, the pixel term."""
     arm = {
         'base': base,
@@ -31,21 +40,28 @@ def dscnet(base, alpha=None, beta=None, stream=False, pixel_contrast=None, pixel
     return {**arm, **(pixel_term if pixel else no_pixel_term)}
 
 
+def stream_of(arm, base, **options):
+    """Judge the weights of an arm by what its pixels read of their groups."""
+    return dict(weights_of=arm, **dscnet(base, stream=True, **options))
+
+
 def table_iv(cam, dsc):
-    """List the arms of Table IV: with the weights of the paper, and with the pixel-wise term."""
+    """List the arms of Table IV and their controls. The dual stream is no part of the training."""
     return {
         'M0': dict(base=cam),
-        'M1': dscnet(dsc, alpha=0.6),
-        'M2': dscnet(dsc, beta=0.4),
-        'M3': dscnet(dsc, alpha=0.6, beta=0.4),
-        'M4': dscnet(dsc, alpha=0.6, beta=0.4, stream=True),
-        'PPC': dscnet(dsc, pixel_contrast=prototypes),
+        'M0,stream': stream_of('M0', dsc, pixel=False),
         'M0+pixel': dict(base=cam, **pixel_term),
-        'M1+pixel': dscnet(dsc, alpha=0.1, pixel=True),
-        'M2+pixel': dscnet(dsc, beta=0.1, pixel=True),
-        'M3+pixel': dscnet(dsc, alpha=0.1, beta=0.1, pixel=True),
-        'M4+pixel': dscnet(dsc, alpha=0.1, beta=0.1, stream=True, pixel=True),
-        'PPC+pixel': dscnet(dsc, pixel_contrast=prototypes, pixel=True),
+        'M0+pixel,stream': stream_of('M0+pixel', dsc),
+        'M1': dscnet(dsc, alpha=0.1),
+        'M2': dscnet(dsc, beta=0.1),
+        'M3': dscnet(dsc, alpha=0.1, beta=0.1),
+        'M4': stream_of('M3', dsc, alpha=0.1, beta=0.1),
+        'PPC+pixel': dscnet(dsc, pixel_contrast=prototypes),
+        'PPC+pixel,stream': stream_of('PPC+pixel', dsc, pixel_contrast=prototypes),
+        'M4,as_printed': {
+            **dscnet(dsc, alpha=0.6, beta=0.4, stream=True, pixel=False),
+            **nodes,
+        },
     }
 
 
@@ -66,13 +82,19 @@ two_cores = {
 
 
 def m4(changes):
-    """Change M4 with the weights of the paper."""
-    return {**dscnet(dsc_frozen, alpha=0.6, beta=0.4, stream=True), **changes}
+    """Change M4, trained of its own."""
+    return {**dscnet(dsc_frozen, alpha=0.1, beta=0.1, stream=True), **changes}
 
 
-def m4_pixel(changes):
-    """Change M4 with the pixel-wise term."""
-    return {**dscnet(dsc_frozen, alpha=0.1, beta=0.1, stream=True, pixel=True), **changes}
+def read_otherwise(changes):
+    """Change what the pixels of M4 read."""
+    return dict(weights_of='M4', **m4(changes))
+
+
+def by_nodes(changes):
+    """Change M4 with class nodes and a second classifier, without the pixel-wise term."""
+    arm = dscnet(dsc_frozen, alpha=0.6, beta=0.4, stream=True, pixel=False)
+    return {**arm, **nodes, head + 'stream_scope': 'batch', **changes}
 
 
 def warm_up(share):
@@ -96,6 +118,18 @@ def batch(size, epochs):
 
 
 class_pairs = {'train_dataloader.sampler': dict(_delete_=True, type='GroupSampler', group_size=2)}
+stride_16 = {
+    'train_dataloader.dataset.pipeline': [
+        dict(
+            type='LoadStoredFeatures',
+            folder='work_dirs/features/mobilenet_v2_short288',
+            keep=True,
+        ),
+        dict(type='CropFeatures', size=18, step=1),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='PackWSSSInputs'),
+    ],
+}
 random_batches = {
     'train_dataloader.sampler': dict(_delete_=True, type='DefaultSampler', shuffle=True)
 }
@@ -124,11 +158,11 @@ parts = dict(
         arms={
             name: arm
             for name, arm in table_iv(tuned, 'voc_animals.py').items()
-            if name in ('M0', 'M0+pixel', 'M4+pixel', 'PPC+pixel')
+            if name not in ('M1', 'M2', 'M4,as_printed')
         },
     ),
     tuned_order=dict(
-        title='The order of the arms on MobileNetV2, fine-tuned',
+        title='The contrasts one by one on MobileNetV2, fine-tuned',
         base=tuned,
         judge='val',
         seeds=seeds,
@@ -136,7 +170,7 @@ parts = dict(
         arms={
             name: arm
             for name, arm in table_iv(tuned, 'voc_animals.py').items()
-            if name[2:] == '+pixel'
+            if name in ('M0+pixel', 'M1', 'M2', 'M3')
         },
     ),
     seam=dict(
@@ -148,7 +182,7 @@ parts = dict(
         arms={
             name: arm
             for name, arm in table_iv('../seam/voc_animals.py', 'voc_animals_seam.py').items()
-            if name in ('M0', 'M0+pixel', 'M4+pixel')
+            if name in ('M0', 'M0,stream', 'M3', 'M4')
         },
     ),
     switches=dict(
@@ -160,12 +194,26 @@ parts = dict(
             'M4': m4({}),
             'M0': dict(base=frozen),
             'M0,class_pairs': dict(base=frozen, **class_pairs),
-            'no_background_group': m4({head + 'grouping': dict(background=False)}),
-            'no_Lloyd_round': m4({head + 'grouping': dict(num_rounds=0)}),
-            'seeds_by_CAM_0.3': m4({head + 'grouping': dict(min_cam=0.3)}),
-            'members_from_0.0': m4({head + 'grouping': dict(min_correlation=0.0)}),
-            'members_from_0.8': m4({head + 'grouping': dict(min_correlation=0.8)}),
-            'members_below_0.5,as_printed': m4({head + 'grouping': dict(keep_outliers=True)}),
+            # What pixels read, of the same weights.
+            'level_32_only': read_otherwise({head + 'group_index': (2,)}),
+            'levels_16_and_32': read_otherwise({head + 'group_index': (1, 2)}),
+            'groups_by_embeddings': read_otherwise({head + 'group_index': None}),
+            'no_Lloyd_round': read_otherwise({head + 'grouping.num_rounds': 0}),
+            'one_Lloyd_round': read_otherwise({head + 'grouping.num_rounds': 1}),
+            'four_Lloyd_rounds': read_otherwise({head + 'grouping.num_rounds': 4}),
+            'seeds_by_all_CAMs': read_otherwise({head + 'grouping.min_cam': 0.0}),
+            'seeds_by_CAM_0.6': read_otherwise({head + 'grouping.min_cam': 0.6}),
+            'stream_temperature_0.05': read_otherwise({head + 'temperature': 0.05}),
+            'stream_temperature_0.3': read_otherwise({head + 'temperature': 0.3}),
+            # How the contrasts train.
+            'paper_weights': dscnet(dsc_frozen, alpha=0.6, beta=0.4, stream=True),
+            'no_contrast': dscnet(dsc_frozen, stream=True),
+            'pixel_contrast_Eq.3': dscnet(dsc_frozen, pixel_contrast=pixels, stream=True),
+            'no_background_group': m4({head + 'grouping.background': False}),
+            'members_from_0.0': m4({head + 'grouping.min_correlation': 0.0}),
+            'members_from_0.8': m4({head + 'grouping.min_correlation': 0.8}),
+            'members_below_0.5,as_printed': m4({head + 'grouping.keep_outliers': True}),
+            'background_attracts': m4(losses('background_is_anchor', True)),
             'positives_from_0.5': m4(losses('min_correlation', 0.5)),
             'denominator_as_printed': m4(losses('positive_in_denominator', False)),
             'temperature_0.05': m4(losses('temperature', 0.05)),
@@ -180,41 +228,26 @@ parts = dict(
             'no_graph_round': m4({head + 'graph_rounds': 0}),
             'two_graph_rounds': m4({head + 'graph_rounds': 2}),
             'graph_convolution': m4({head + 'graph_attention': False}),
-            'reads_own_image': m4({head + 'stream_scope': 'image'}),
-            'context_detached': m4({head + 'detach_context': True}),
             'random_batches': m4(random_batches),
             'batch_4': m4(batch(4, 5)),
             'batch_8': m4(batch(8, 10)),
             'batch_32': m4(batch(32, 40)),
-            'stride_16': m4(
+            'stride_16': m4(stride_16),
+            'pixel_term_of_0.3': m4({head + 'pseudo_label.loss_weight': 0.3}),
+            'no_pixel_term': m4(no_pixel_term),
+            # The dual stream by class nodes and a second classifier.
+            'nodes,own_image': by_nodes({head + 'stream_scope': 'image'}),
+            'nodes,all_images': by_nodes({}),
+            'nodes,context_detached': by_nodes({head + 'detach_context': True}),
+            'nodes+pixel': by_nodes(
                 {
-                    'train_dataloader.dataset.pipeline': [
-                        dict(
-                            type='LoadStoredFeatures',
-                            folder='work_dirs/features/mobilenet_v2_short288',
-                            keep=True,
-                        ),
-                        dict(type='CropFeatures', size=18, step=1),
-                        dict(type='RandomFlip', prob=0.5),
-                        dict(type='PackWSSSInputs'),
-                    ],
+                    **pixel_term,
+                    head + 'pseudo_label_source': 'plain',
+                    head + 'pseudo_label_pupil': 'both',
+                    head + 'refined_cls_weight': 0.5,
                 }
             ),
-            'pixel_contrast_Eq.3': dscnet(dsc_frozen, pixel_contrast=pixels),
-            'M4+pixel': m4_pixel({}),
-            'M4+pixel,paper_weights': dscnet(
-                dsc_frozen, alpha=0.6, beta=0.4, stream=True, pixel=True
-            ),
-            'M4+pixel,reads_own_image': m4_pixel({head + 'stream_scope': 'image'}),
-            'M4+pixel,refined_labels_itself': m4_pixel(
-                {
-                    head + 'pseudo_label_source': 'refined',
-                    head + 'pseudo_label_pupil': 'refined',
-                }
-            ),
-            'M4+pixel,refined_unclassified': m4_pixel({head + 'refined_cls_weight': 0.0}),
-            'M4+pixel,refined_classified_by_1': m4_pixel({head + 'refined_cls_weight': 1.0}),
-            'M4+pixel_of_0.3': m4_pixel({head + 'pseudo_label.loss_weight': 0.3}),
+            'nodes+pixel,refined_labels_itself': by_nodes(pixel_term),
         },
     ),
     weights=dict(

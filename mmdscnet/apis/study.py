@@ -34,6 +34,8 @@ class StudyRun(NamedTuple):
         cfg: The config in plain dicts, seed included; it names no work dir.
         text: The config, a line a value.
         keeps_checkpoint: Whether the last checkpoint stays on the disk.
+        weights: Name of the run whose weights are judged, of which nothing is trained anew; None
+            for a run that trains its own.
     """
 
     part: str
@@ -42,11 +44,12 @@ class StudyRun(NamedTuple):
     cfg: dict[str, Any]
     text: str
     keeps_checkpoint: bool
+    weights: str | None = None
 
     @property
     def name(self) -> str:
         """The run among all of a study: equal for equal configs."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        return name_config(self.text)
 
     @property
     def place(self) -> Path:
@@ -149,19 +152,21 @@ def _read_part(path: Path, name: str, content: dict[str, Any]) -> Part:
     for arm in arms:
         _check_name(f'{where}: arm', arm)
     keeping = content.get('keep_checkpoints', KEPT_BY_DEFAULT[content['judge']])
+    sources = {arm: changes.get('weights_of') for arm, changes in arms.items()}
+    _check_sources(where, sources)
     configs = {
         arm: _read_arm(path, f'{where}, arm {arm!r}', content, changes)
         for arm, changes in arms.items()
     }
     _check_differ(where, configs)
     seeds = content['seeds']
-    runs = [
-        _seed_run(
-            name, arm, seed, cfg, keeping == 'all' or (keeping, seed) == ('first_seed', seeds[0])
-        )
-        for seed in seeds
-        for arm, cfg in configs.items()
-    ]
+    runs = []
+    for seed in seeds:
+        keeps = keeping == 'all' or (keeping, seed) == ('first_seed', seeds[0])
+        for arm, cfg in configs.items():
+            source = sources[arm]
+            weights = None if source is None else name_config(_seed_text(configs[source], seed)[1])
+            runs.append(_seed_run(name, arm, seed, cfg, keeps, weights))
     options = content.get('options', {})
     base = content['base']
     return Part(name, content['title'], base, content['judge'], seeds, options, arms, grid, runs)
@@ -219,6 +224,7 @@ def _read_arm(
 ) -> dict[str, Any]:
     changes = dict(deepcopy(changes))
     base = path.parent / changes.pop('base', part['base'])
+    changes.pop('weights_of', None)
     try:
         cfg = read_run_config(str(base))
         for options in (deepcopy(part.get('options', {})), changes):
@@ -250,11 +256,39 @@ def _check_differ(where: str, configs: Mapping[str, dict[str, Any]]) -> None:
         seen[text] = arm
 
 
+def _check_sources(where: str, sources: Mapping[str, str | None]) -> None:
+    for arm, source in sources.items():
+        if source is not None and (source not in sources or sources[source] is not None):
+            raise ValueError(
+                f'{where}, arm {arm!r} has weights_of={source!r}: name another arm of the part, '
+                f'one that trains its own weights, of {list(sources)}'
+            )
+
+
 def _seed_run(
-    part: str, arm: str, seed: int, cfg: dict[str, Any], keeps_checkpoint: bool
+    part: str, arm: str, seed: int, cfg: dict[str, Any], keeps: bool, weights: str | None
 ) -> StudyRun:
+    content, text = _seed_text(cfg, seed)
+    if weights is not None:
+        text += f'weights_of = {weights}\n'
+    return StudyRun(part, arm, seed, content, text, keeps, weights)
+
+
+def _seed_text(cfg: dict[str, Any], seed: int) -> tuple[dict[str, Any], str]:
     content = {**cfg, 'randomness': dict(cfg.get('randomness', {}), seed=seed)}
-    return StudyRun(part, arm, seed, content, spell_config(content), keeps_checkpoint)
+    return content, spell_config(content)
+
+
+def name_config(text: str) -> str:
+    """Name a run by its config.
+
+    Args:
+        text: The config as :func:`spell_config` gives it.
+
+    Returns:
+        The name of its folder.
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def spell_config(content: Mapping[str, Any]) -> str:

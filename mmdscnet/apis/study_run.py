@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import ManagerMixin, import_modules_from_strings
 
 from mmdscnet.apis.judgement import Threshold, build_training, choose_threshold, judge_at
@@ -34,6 +34,7 @@ class RunTask(NamedTuple):
             chosen on those of ``val_dataloader``.
         keeps_checkpoint: Whether its last checkpoint stays when it is done.
         code: What :func:`mmdscnet.provenance.describe_code` gave when the study began.
+        weights: Folder of the run whose weights are judged, an absolute path; None to train.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class RunTask(NamedTuple):
     is_judged: bool
     keeps_checkpoint: bool
     code: dict[str, str | None]
+    weights: Path | None = None
 
 
 class RunResult(NamedTuple):
@@ -168,7 +170,10 @@ def _run(task: RunTask) -> RunResult:
     started = time.perf_counter()
     runner = build_training(cfg)
     _build_loaders(runner, task.is_judged)
-    runner.train()
+    if task.weights is None:
+        runner.train()
+    else:
+        _load_weights(runner, task.weights)
     trained = time.perf_counter()
     threshold = choose_threshold(runner)
     scores = _judge(runner, threshold) if task.is_judged else {}
@@ -209,6 +214,14 @@ def _prepare(task: RunTask) -> Config:
     else:
         cfg.resume = False
     return cfg
+
+
+def _load_weights(runner: Runner, folder: Path) -> None:
+    if not isinstance(read_outcome(folder), RunResult):
+        raise ValueError(f'{folder}, whose weights are to be judged, is not done: run it first')
+    # Hooks make their files ready here, before a training as before a test.
+    runner.call_hook('before_run')
+    runner.load_checkpoint(find_latest_checkpoint(str(folder)))
 
 
 def _build_loaders(runner: Runner, is_judged: bool) -> None:

@@ -61,6 +61,19 @@ def run_folder(work_dir: Path, run: StudyRun) -> Path:
     return work_dir / 'runs' / run.name
 
 
+def weights_folder(work_dir: Path, run: StudyRun) -> Path | None:
+    """Name the folder of the run whose weights a run judges.
+
+    Args:
+        work_dir: Folder of the study.
+        run: The run.
+
+    Returns:
+        The folder; None of a run that trains its own weights.
+    """
+    return None if run.weights is None else work_dir / 'runs' / run.weights
+
+
 def read_outcomes(
     parts: Iterable[Part], work_dir: Path
 ) -> dict[str, RunResult | RunFailure | None]:

@@ -67,7 +67,8 @@ def stack_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 def resize_level(level: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring a feature map to a size, shape (N, D, h, w) to (N, D, *size)."""
     mode = 'area' if level.shape[2] > size[0] else 'bilinear'
-    return F.interpolate(level, size, mode=mode)
+    resized: Tensor = F.interpolate(level, size, mode=mode)
+    return resized
 
 
 @full_precision

@@ -144,6 +144,26 @@ def test_what_cannot_be_run_is_an_error_that_says_why(read, changes, message):
         read(**changes)
 
 
+def test_arm_may_judge_the_weights_of_another(read):
+    arms = dict(M0=dict(), M4={'weights_of': 'M0', 'model.head.weight': 2.0})
+    (part,) = read(arms=arms)
+    trained, judged = part.runs[:2]
+    assert (trained.weights, judged.weights) == (None, trained.name)
+    assert judged.text.endswith(f'weights_of = {trained.name}\n')
+    assert 'weights_of' not in judged.cfg
+    # Trained on its own it is another run.
+    (part,) = read(arms=dict(arms, M4={'model.head.weight': 2.0}))
+    assert part.runs[1].name != judged.name
+
+
+@pytest.mark.parametrize('source', ['M5', 'M4', 'M1'])
+def test_arm_that_judges_weights_of_none_is_refused(read, source):
+    arms = dict(M0=dict(), M1={'weights_of': 'M0', 'model.head.weight': 3.0})
+    arms['M4'] = {'weights_of': source, 'model.head.weight': 2.0}
+    with pytest.raises(ValueError, match=f"weights_of='{source}': name another arm of the part"):
+        read(arms=arms)
+
+
 def test_key_that_only_the_runner_knows_is_accepted(read):
     (part,) = read(arms=dict(M0={'custom_hooks': [dict(type='H')]}))
     assert part.runs[0].cfg['custom_hooks'] == [dict(type='H')]

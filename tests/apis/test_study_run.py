@@ -181,3 +181,21 @@ def test_run_may_keep_no_checkpoint_and_is_then_trained_anew(make_task):
 
 def test_nothing_is_read_from_a_folder_that_is_not_there(tmp_path):
     assert read_outcome(Path(tmp_path, 'no')) is None
+
+
+def test_weights_of_another_run_are_judged_without_a_training(make_task, monkeypatch):
+    source = make_task('source')
+    trained = run_once(source)
+    forbid_training(monkeypatch)
+    task = make_task('judged', **{'model.test_cfg.refine': False})._replace(weights=source.folder)
+    result = run_once(task)
+    assert isinstance(result, RunResult), result
+    assert result.chosen_on == trained.chosen_on
+    assert not list(task.folder.glob('*.pth'))
+
+
+def test_weights_of_a_run_that_is_not_done_are_refused(make_task):
+    task = make_task('judged')._replace(weights=make_task('source').folder)
+    failure = run_once(task)
+    assert isinstance(failure, RunFailure)
+    assert 'is not done: run it first' in failure.error

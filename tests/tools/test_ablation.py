@@ -115,6 +115,16 @@ def test_result_of_train_is_judged_when_val_asks_for_it(call, write_study, ran):
     assert len(ran) == 4
 
 
+def test_weights_are_trained_before_they_are_judged_otherwise(call, write_study, ran, tmp_path):
+    judged = {'weights_of': 'lr2', 'optim_wrapper.optimizer.lr': 3}
+    call(write_study(a=dict(arms={'judged': judged, **arms(1, 2)}, keep_checkpoints='none')))
+    rates = [task.cfg['optim_wrapper']['optimizer']['lr'] for task in ran]
+    assert rates == [1, 2, 1, 2, 3, 3]
+    assert [task.weights for task in ran] == [None] * 4 + [ran[1].folder, ran[3].folder]
+    # Only what is judged again is kept.
+    assert [task.keeps_checkpoint for task in ran] == [False, True, False, True, False, False]
+
+
 def test_failed_run_does_not_stop_the_study_and_is_tried_again(call, write_study, ran, tmp_path):
     study = write_study(a=dict(arms=arms(1, 13)))
     message = '2 runs failed:\na/lr13/seed_0: KeyError: 13\na/lr13/seed_1: KeyError: 13'

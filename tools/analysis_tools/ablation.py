@@ -10,8 +10,9 @@ The study file is a config of mmengine with `parts`, a dict by name. A part has
                      labels given and with labels predicted
     arms             what each arm changes, by its name: a dict of dotted keys, whose values may be
                      dicts (with _delete_=True to replace what the base has), lists or None; `base`
-                     gives an arm a base of its own. The first arm is what the others are compared
-                     with, seed by seed.
+                     gives an arm a base of its own, and `weights_of` names another arm whose
+                     weights it judges in its own way, without a training. The first arm is what the
+                     others are compared with, seed by seed.
     grid             in place of arms: dict(x=(label, key, values), y=(label, key, values))
     options          dotted keys that all arms change (optional)
     keep_checkpoints the last checkpoint of which runs stays: 'all', 'first_seed' or 'none'
@@ -37,7 +38,7 @@ from mmdscnet.apis.kept_config import keep_config
 from mmdscnet.apis.study import Part, StudyRun, read_study, select_parts
 from mmdscnet.apis.study_processes import run_tasks
 from mmdscnet.apis.study_run import RunFailure, RunResult, RunTask, read_outcome
-from mmdscnet.apis.study_tables import MEASURES, run_folder, write_study
+from mmdscnet.apis.study_tables import MEASURES, run_folder, weights_folder, write_study
 from mmdscnet.provenance import describe_code
 
 
@@ -70,6 +71,7 @@ def plan_tasks(parts: Sequence[Part], study: Sequence[Part], work_dir: Path) -> 
     """
     code = describe_code()
     kept = {run.name for part in study for run in part.runs if run.keeps_checkpoint}
+    kept |= {run.weights for part in study for run in part.runs if run.weights}
     sharing: dict[str, list[tuple[Part, StudyRun]]] = {}
     for part in parts:
         for run in part.runs:
@@ -82,10 +84,17 @@ def plan_tasks(parts: Sequence[Part], study: Sequence[Part], work_dir: Path) -> 
             is_judged=any(part.judge == 'val' for part, _ in users),
             keeps_checkpoint=name in kept,
             code=code,
+            weights=weights_folder(work_dir.resolve(), users[0][1]),
         )
         for name, users in sharing.items()
     ]
     return [task for task in tasks if is_to_do(task)]
+
+
+def order_by_weights(tasks: Sequence[RunTask]) -> list[list[RunTask]]:
+    """Separate the runs that train from those that judge the weights of others, in this order."""
+    waves = [[t for t in tasks if t.weights is None], [t for t in tasks if t.weights is not None]]
+    return [wave for wave in waves if wave]
 
 
 def is_to_do(task: RunTask) -> bool:
@@ -117,7 +126,8 @@ def run_study(
         for run in reversed(part.runs)
     }
     print(f'{len(places) - len(tasks)} runs are done, {len(tasks)} to do', flush=True)
-    for number, (task, outcome) in enumerate(run_tasks(tasks, num_processes), 1):
+    outcomes = (run for wave in order_by_weights(tasks) for run in run_tasks(wave, num_processes))
+    for number, (task, outcome) in enumerate(outcomes, 1):
         print(f'[{number}/{len(tasks)}] {places[task.folder]}: {tell(task, outcome)}', flush=True)
 
 

@@ -208,7 +208,10 @@ class DSCHead(CAMHead):
         self.refined_cls_weight = refined_cls_weight
         self.pseudo_label_source = pseudo_label_source
         self.pseudo_label_pupil = pseudo_label_pupil
-        self.projection = nn.Conv2d(in_channels, embed_channels, 1)
+        # What only reads the classes of its groups compares no embeddings.
+        self.has_embeddings = bool(pgcl or sgcl or pixel_contrast or self.has_refined_classifier)
+        if self.has_embeddings:
+            self.projection = nn.Conv2d(in_channels, embed_channels, 1)
         self.has_graph = bool(sgcl or self.has_refined_classifier)
         if self.has_graph and graph_rounds > 0:
             if detach_context and not sgcl:
@@ -227,7 +230,8 @@ class DSCHead(CAMHead):
     def init_weights(self) -> None:
         """Start the refined CAMs from the CAMs."""
         super().init_weights()
-        nn.init.kaiming_normal_(self.projection.weight, nonlinearity='linear')
+        if self.has_embeddings:
+            nn.init.kaiming_normal_(self.projection.weight, nonlinearity='linear')
         if self.has_refined_classifier:
             self.refined_classifier.weight.data.copy_(self.classifier.weight.data)
             self.enriched_classifier.weight.data.zero_()
@@ -248,7 +252,7 @@ class DSCHead(CAMHead):
             return cam_logits
         if image_labels is None:
             image_labels = self.predict_labels(cam_logits)
-        embeddings = self.projection(feat)
+        embeddings = self.projection(feat) if self.has_embeddings else feat
         groups = self.group(feats, embeddings, cam_logits, image_labels)
         if self.reading == 'classes':
             return read_group_classes(groups.correlation, groups.valid, self.temperature)
@@ -273,6 +277,8 @@ class DSCHead(CAMHead):
         """
         feat = self.dropout(feats[self.in_index])
         cam_logits = self.classifier(feat)
+        if not self.has_embeddings:
+            return HeadOutputs(cam_logits, None, {})
         embeddings = self.projection(feat)
         groups = self.group(feats, embeddings, cam_logits, image_labels)
         own = self.describe_images(embeddings, cam_logits, image_labels, groups)

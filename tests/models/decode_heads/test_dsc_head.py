@@ -581,6 +581,16 @@ def test_head_that_reads_classes_has_no_second_classifier(build_head, levels):
     assert set(losses) == {'loss_cls', 'loss_pgcl', 'loss_sgcl'}
 
 
+def test_reading_alone_trains_what_the_baseline_trains(build_head, levels):
+    head = build_head('m4', pgcl=None, sgcl=None, **READS_CLASSES)
+    assert {name for name, _ in head.named_parameters()} == {'classifier.weight'}
+    plain = build_head('m0')
+    plain.load_state_dict(head.state_dict(), strict=False)
+    losses = head.loss_by_image_labels(levels, LABELS)
+    assert losses == plain.loss_by_image_labels(levels, LABELS)
+    assert head.forward(levels, LABELS).shape == (4, 3, 5, 5)
+
+
 def test_classes_are_those_of_groups_by_the_levels_that_the_config_names(build_head, levels):
     head = build_head('m4', **READS_CLASSES)
     evidence = head.forward(levels, LABELS)
