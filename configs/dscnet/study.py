@@ -202,6 +202,7 @@ parts = dict(
             'one_Lloyd_round': read_otherwise({head + 'grouping.num_rounds': 1}),
             'four_Lloyd_rounds': read_otherwise({head + 'grouping.num_rounds': 4}),
             'seeds_by_all_CAMs': read_otherwise({head + 'grouping.min_cam': 0.0}),
+            'seeds_by_CAM_0.4': read_otherwise({head + 'grouping.min_cam': 0.4}),
             'seeds_by_CAM_0.6': read_otherwise({head + 'grouping.min_cam': 0.6}),
             'stream_temperature_0.05': read_otherwise({head + 'temperature': 0.05}),
             'stream_temperature_0.3': read_otherwise({head + 'temperature': 0.3}),

@@ -13,7 +13,7 @@ model = dict(
         dual_stream=True,
         reading='classes',
         group_index=(1, 2, 3),
-        grouping=dict(num_rounds=2, min_cam=0.4),
+        grouping=dict(num_rounds=2, min_cam=0.5),
         # The pixel-wise term of Eq. 13: CAMs below 0.2 are background, above 0.4 their class.
         pseudo_label=dict(type='PseudoLabelLoss', loss_weight=0.1),
         bg_thr=0.2,

@@ -1,5 +1,6 @@
 """Pixel context and pixel groups: the image as a few group embeddings (Eq. 4, 5)."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def stack_levels(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         Standardised pixels, without gradient, shape (N, V, D_1 + D_2 + ...).
     """
     rows = [standardize_pixels(resize_level(level.detach().float(), size)) for level in levels]
-    return torch.cat(rows, dim=2) / len(rows) ** 0.5
+    return torch.cat(rows, dim=2) / math.sqrt(len(rows))
 
 
 def resize_level(level: Tensor, size: tuple[int, int]) -> Tensor:

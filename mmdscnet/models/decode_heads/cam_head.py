@@ -106,6 +106,9 @@ class CAMHead(BaseModule):
     """Image-level logits of the plain classifier in the last prediction, shape (N, K). No label
     takes part in them, whether the CAMs were masked and refined by given or by predicted ones."""
 
+    reads_classes = False
+    """Whether the CAMs are what pixels read of groups that plain CAMs seed."""
+
     def __init__(
         self,
         in_channels: int,

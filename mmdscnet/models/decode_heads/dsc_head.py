@@ -221,6 +221,7 @@ class DSCHead(CAMHead):
                 )
             self.message = nn.Linear(embed_channels, embed_channels)
         self.dual_stream = dual_stream
+        self.reads_classes = dual_stream and reading == 'classes'
         if self.has_refined_classifier:
             self.refined_classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
             self.enriched_classifier = nn.Conv2d(embed_channels, num_classes - 1, 1, bias=False)
@@ -252,10 +253,10 @@ class DSCHead(CAMHead):
             return cam_logits
         if image_labels is None:
             image_labels = self.predict_labels(cam_logits)
-        embeddings = self.projection(feat) if self.has_embeddings else feat
+        if self.reads_classes:
+            return self.read_classes(feats, cam_logits, image_labels)
+        embeddings = self.projection(feat)
         groups = self.group(feats, embeddings, cam_logits, image_labels)
-        if self.reading == 'classes':
-            return read_group_classes(groups.correlation, groups.valid, self.temperature)
         own = self.describe_images(embeddings, cam_logits, image_labels, groups)
         images = len(feat)
         only_self_and_memory = torch.eye(images, images + 1, dtype=torch.bool, device=feat.device)
@@ -263,6 +264,24 @@ class DSCHead(CAMHead):
         nodes = self.make_nodes(own, only_self_and_memory)
         readable = self.make_readable(own, nodes, own, nodes, only_self_and_memory)
         return self.refine(feat, embeddings, readable)
+
+    def read_classes(
+        self, feats: Sequence[Tensor], cam_logits: Tensor, image_labels: Tensor
+    ) -> Tensor:
+        """Group the pixels of each image from given CAMs, and read the classes of the groups.
+
+        Args:
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            cam_logits: Class evidence that seeds the groups, unbounded, shape (N, K, h, w).
+            image_labels: Image-level labels in {0, 1}, shape (N, K).
+
+        Returns:
+            Refined CAMs in [0, 1], shape (N, K, h, w).
+        """
+        feat = self.dropout(feats[self.in_index])
+        embeddings = self.projection(feat) if self.has_embeddings else feat
+        groups = self.group(feats, embeddings, cam_logits, image_labels)
+        return read_group_classes(groups.correlation, groups.valid, self.temperature)
 
     def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
         """Compute the terms of the objective, Eq. 13, over the global batch.

@@ -46,7 +46,8 @@ class SEAM(EncoderDecoder):
     The cross regularisation and the minimum pooling train the pixel correlation alone; backbone
     and head learn from the classification, the contrasts and the equivariance.
 
-    The CAMs at inference are those after the pixel correlation; with ``test_cfg.refine=False`` they
+    The CAMs at inference are those after the pixel correlation; where pixels read the classes of
+    their groups, they seed these groups. With ``test_cfg.refine=False`` they
     are those of the plain classifier.
 
     Note:
@@ -194,10 +195,15 @@ class SEAM(EncoderDecoder):
             Class evidence, in [0, 1] after the pixel correlation, else unbounded, shape
             (N, K, h, w), and image-level labels in {0, 1}, shape (N, K).
         """
-        feats = self.extract_feat(inputs)
-        evidence, image_labels = self.decode_head.predict_evidence(feats, batch_img_metas, test_cfg)
-        if (test_cfg or {}).get('refine', True):
+        feats, head = self.extract_feat(inputs), self.decode_head
+        refine = (test_cfg or {}).get('refine', True)
+        if head.reads_classes:
+            test_cfg = dict(test_cfg or {}, refine=False)
+        evidence, image_labels = head.predict_evidence(feats, batch_img_metas, test_cfg)
+        if refine:
             evidence = self.pcm(inputs, feats, evidence)[:, 1:]
+        if refine and head.reads_classes:
+            evidence = head.read_classes(feats, evidence, image_labels)
         return evidence, image_labels
 
 
