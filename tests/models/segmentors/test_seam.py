@@ -11,7 +11,9 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from mmdscnet.functional.cam import stretch_cams
+from mmdscnet.functional.cam import normalize_cams, stretch_cams
+from mmdscnet.functional.dual_stream import read_group_classes
+from mmdscnet.functional.pixel_groups import group_pixels, stack_levels
 from mmdscnet.functional.pseudo_label import make_pseudo_labels, pixel_cross_entropy
 
 LABELS = torch.tensor([[1.0, 0, 0], [0, 1, 1], [1, 1, 1]])
@@ -651,6 +653,27 @@ def test_pixel_correlation_revises_the_refined_cams(settled, make_samples, image
     with torch.no_grad():
         expected = maxnorm(revised_maps(seam, images, LABELS)) * LABELS[:, :, None, None]
     torch.testing.assert_close(scores[:, 1:], expected, rtol=0, atol=1e-4)
+
+
+def test_revised_cams_seed_the_groups_of_which_pixels_read(settled, make_samples, images):
+    seam = settled('m4', reading='classes', group_index=(1, 3))
+    scores = scores_of(predict(seam, images, make_samples(LABELS, size=SIZE)))
+    with torch.no_grad():
+        feats = seam.backbone(images)
+        evidence = F.conv2d(feats[3], seam.decode_head.classifier.weight)
+        cam = torch.cat([torch.zeros_like(evidence[:, :1]), evidence], dim=1)
+        revised = correlate(seam.pcm, images, feats, cam)[:, 1:]
+        rows = stack_levels([feats[1], feats[3]], tuple(revised.shape[2:]))
+        cams = normalize_cams(revised, LABELS)
+        groups = group_pixels(torch.zeros_like(revised), cams, LABELS, rows=rows)
+        maps = read_group_classes(groups.correlation, groups.valid, seam.decode_head.temperature)
+        expected = maxnorm(grow(maps, images.shape[2:])) * LABELS[:, :, None, None]
+    torch.testing.assert_close(scores[:, 1:], expected, rtol=0, atol=1e-4)
+    seam.test_cfg = ConfigDict(mode='whole', refine=False)
+    plain = scores_of(predict(seam, images, make_samples(LABELS, size=SIZE)))
+    with torch.no_grad():
+        expected = maxnorm(plain_maps(seam, images)) * LABELS[:, :, None, None]
+    torch.testing.assert_close(plain[:, 1:], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize('ablation', ['m0', 'm3', 'm4'])
