@@ -1,15 +1,17 @@
 """Store the features of a frozen backbone, so that heads are trained on them without it.
 
 The backbone is that of a CAM config with the weights from which its training starts, its feature
-map the one that the head reads. Each image becomes OUT/<image id>.npy, float16, and with --flip
-also OUT/<image id>_flip.npy; OUT/index.json is written last. An interrupted run goes on where it
-stopped, and several splits may share a folder.
+map the one that the head reads; --levels adds further ones, for heads that group pixels by several.
+Each image becomes OUT/<image id>.npy, float16, and with --flip also OUT/<image id>_flip.npy;
+OUT/index.json is written last. An interrupted run goes on where it stopped, and several splits may
+share a folder.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from mmdscnet.atomic_write import atomic_path
 from mmdscnet.datasets import FeatureIndex, read_feature_index, write_feature_index
 from mmdscnet.datasets.file_checks import read_image_size
 from mmdscnet.datasets.stored_features import FEATURES_SUFFIX, FLIP_SUFFIX, INDEX_FILE
+from mmdscnet.functional.pixel_groups import resize_level
 from mmdscnet.inference.labeling import list_image_ids
 from mmdscnet.launch import check_backbone_weights, read_run_config
 from mmdscnet.provenance import hash_sha256
@@ -40,6 +43,18 @@ from mmseg.registry import MODELS  # isort: skip
 
 # Longer than the long side of any photograph, so that the short side decides.
 ANY_LENGTH = 10**6
+
+
+class Output(NamedTuple):
+    """Shape of an output of the backbone.
+
+    Attributes:
+        channels: Number of channels.
+        stride: Output stride in pixels.
+    """
+
+    channels: int
+    stride: int
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,6 +71,15 @@ def parse_args() -> argparse.Namespace:
         '--split',
         nargs='+',
         help='split files relative to data_root; default: that of test_dataloader',
+    )
+    parser.add_argument(
+        '--levels',
+        type=int,
+        nargs='+',
+        default=[],
+        metavar='INDEX',
+        help='outputs of the backbone that are stored beside the one that the head reads, resized '
+        'to its grid, their channels in front of its own',
     )
     parser.add_argument('--flip', action='store_true', help='store those of mirror images, too')
     parser.add_argument('--num-workers', type=int, default=0, help='processes that read images')
@@ -114,16 +138,19 @@ def build_network(cfg: Config, device: torch.device) -> EncoderDecoder:
     return model
 
 
-def describe(cfg: Config, resize: dict[str, Any], stride: int) -> dict[str, Any]:
+def describe(
+    cfg: Config, resize: dict[str, Any], outputs: Sequence[Output], levels: Sequence[int]
+) -> dict[str, Any]:
     """Collect what the features depend on.
 
     Args:
         cfg: The config.
         resize: The resizing transform.
-        stride: Output stride of the backbone in pixels.
+        outputs: Outputs of the backbone.
+        levels: Which of them are stored beside the one that the head reads.
 
     Returns:
-        Settings of the folder.
+        Settings of the folder; ``levels`` only where there are some.
 
     Raises:
         ValueError: If the backbone starts from no weights.
@@ -137,54 +164,83 @@ def describe(cfg: Config, resize: dict[str, Any], stride: int) -> dict[str, Any]
             'give --cfg-options model.backbone.init_cfg.type=Pretrained '
             'model.backbone.init_cfg.checkpoint=...'
         )
-    return dict(
+    in_index = cfg.model.decode_head.get('in_index', -1)
+    settings = dict(
         backbone=backbone,
         data_preprocessor=cfg.model.data_preprocessor.to_dict(),
-        in_index=cfg.model.decode_head.get('in_index', -1),
+        in_index=in_index,
         checkpoint=hash_sha256(source) if Path(source).is_file() else source,
         prefix=init_cfg.get('prefix'),
         resize=resize,
-        stride=stride,
+        stride=outputs[in_index].stride,
         mmdscnet=mmdscnet.__version__,
     )
+    if levels:
+        settings['levels'] = [dict(index=i, channels=outputs[i].channels) for i in levels]
+    return settings
 
 
 @torch.no_grad()
-def find_stride(model: EncoderDecoder, device: torch.device) -> int:
-    """Find the output stride of the feature map that the head reads.
+def measure_outputs(model: EncoderDecoder, device: torch.device) -> list[Output]:
+    """Measure the outputs of the backbone.
 
     Args:
         model: The model.
         device: Where it is.
 
     Returns:
-        Stride in pixels.
+        Channels and stride of each.
     """
     side = 256
     feats = model.extract_feat(torch.zeros(1, 3, side, side, device=device))
-    return side // feats[model.decode_head.in_index].shape[-1]
+    return [Output(feat.shape[1], side // feat.shape[-1]) for feat in feats]
+
+
+def check_levels(levels: Sequence[int], num_outputs: int) -> None:
+    """Check that the levels are outputs of the backbone.
+
+    Args:
+        levels: The levels.
+        num_outputs: Number of outputs of the backbone.
+
+    Raises:
+        ValueError: If one of them is not.
+    """
+    for level in levels:
+        if not 0 <= level < num_outputs:
+            raise ValueError(
+                f'--levels {level} is no output of the backbone, which has {num_outputs}: give '
+                f'indices from 0 to {num_outputs - 1}, or more of model.backbone.out_indices'
+            )
 
 
 @torch.no_grad()
-def compute_features(model: EncoderDecoder, inputs: Tensor) -> np.ndarray:
-    """Compute the feature map that the head reads.
+def compute_features(
+    model: EncoderDecoder, inputs: Tensor, levels: Sequence[int] = ()
+) -> np.ndarray:
+    """Compute the feature map that the head reads, and the levels in front of it.
 
     Args:
         model: The model.
         inputs: A normalised image, shape (1, 3, H, W).
+        levels: Outputs of the backbone, of D_1, D_2, ... channels.
 
     Returns:
-        Features, float16, shape (D, h, w).
+        Features, float16, shape (D_1 + D_2 + ... + D, h, w).
 
     Raises:
         ValueError: If a value does not fit into float16.
     """
-    feats = model.extract_feat(inputs)[model.decode_head.in_index][0]
+    outputs = model.extract_feat(inputs)
+    last = outputs[model.decode_head.in_index]
+    size = (last.shape[2], last.shape[3])
+    # As DSCHead resizes them, so that they group pixels as the outputs themselves do.
+    feats = torch.cat([*(resize_level(outputs[i], size) for i in levels), last], dim=1)[0]
     stored = feats.half()
     if not torch.isfinite(stored).all():
         raise ValueError(
             f'features reach {feats.abs().max().item():.3g}, which float16 does not hold: '
-            'store those of another layer (model.decode_head.in_index)'
+            'store those of other layers (model.decode_head.in_index, --levels)'
         )
     return np.ascontiguousarray(stored.cpu().numpy())
 
@@ -228,9 +284,8 @@ def store_split(
         for path in paths[place]:
             if not path.is_file():
                 is_mirrored = path.name.endswith(FLIP_SUFFIX)
-                write_features(
-                    path, compute_features(model, inputs.flip(3) if is_mirrored else inputs)
-                )
+                view = inputs.flip(3) if is_mirrored else inputs
+                write_features(path, compute_features(model, view, args.levels))
                 written += 1
         progress.update()
     print(file=sys.stderr)
@@ -255,8 +310,8 @@ def main() -> None:
 
     Raises:
         FileNotFoundError: If config, weights, split or an image is missing.
-        ValueError: If the size is not positive, the backbone starts from no weights, or the folder
-            holds features that were made in another way.
+        ValueError: If the size is not positive, a level is no output of the backbone, the backbone
+            starts from no weights, or the folder holds features that were made in another way.
     """
     args = parse_args()
     cfg = read_run_config(args.config, options=args.cfg_options)
@@ -265,7 +320,9 @@ def main() -> None:
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     splits = [build_split(cfg, split, 'predicted') for split in args.split or [None]]
     model = build_network(cfg, device)
-    settings = describe(cfg, resize, find_stride(model, device))
+    outputs = measure_outputs(model, device)
+    check_levels(args.levels, len(outputs))
+    settings = describe(cfg, resize, outputs, args.levels)
     export = ExportFolder(args.out, FEATURES_SUFFIX, settings)
     has_index = (args.out / INDEX_FILE).is_file()
     sizes = dict(read_feature_index(args.out).sizes) if has_index else {}

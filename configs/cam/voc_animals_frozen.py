@@ -1,7 +1,7 @@
 # M0 on stored features of a frozen MobileNetV2: minutes on one core. Store them first:
-#   python tools/store_features.py configs/cam/voc_animals.py --short-side 288 \
+#   python tools/store_features.py configs/cam/voc_animals.py --levels 1 2 --short-side 288 \
 #       --split ImageSets/Segmentation/mini_train.txt --out work_dirs/features/mobilenet_v2_short288
-#   python tools/store_features.py configs/cam/voc_animals.py --scale 1.5 \
+#   python tools/store_features.py configs/cam/voc_animals.py --levels 1 2 --scale 1.5 \
 #       --split ImageSets/Segmentation/train.txt ImageSets/Segmentation/val.txt \
 #       --out work_dirs/features/mobilenet_v2_scale1.5
 _base_ = './voc_animals.py'
@@ -12,8 +12,9 @@ model = dict(
         type='SegDataPreProcessor',
         size_divisor=1,
     ),
-    backbone=dict(_delete_=True, type='FeatureAdaptor', in_channels=320),
-    decode_head=dict(in_index=0),
+    # The levels are outputs 1 and 2 of MobileNetV2, by which DSCNet groups pixels.
+    backbone=dict(_delete_=True, type='FeatureAdaptor', in_channels=320, level_channels=(32, 96)),
+    decode_head=dict(in_index=2),
 )
 train_pipeline = [
     # The features of a training set fit into memory.

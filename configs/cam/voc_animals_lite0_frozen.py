@@ -1,6 +1,8 @@
 # M0 on stored features of a frozen EfficientNet-Lite0. Store them as voc_animals_frozen.py says,
-# with configs/cam/voc_animals_lite0.py and efficientnet_lite0 in the place of mobilenet_v2.
+# with configs/cam/voc_animals_lite0.py, --levels 0 1, and efficientnet_lite0 in the place of
+# mobilenet_v2.
 _base_ = './voc_animals_frozen.py'
+model = dict(backbone=dict(level_channels=(40, 112)))
 train_pipeline = [
     dict(
         type='LoadStoredFeatures',

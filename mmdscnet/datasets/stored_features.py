@@ -1,7 +1,8 @@
 """Features of a frozen backbone, stored once and read in the place of the images.
 
 A folder holds ``<image id>.npy`` an image, float16, shape (D, h, w), and where the features of the
-mirror images were asked for, ``<image id>_flip.npy``. ``index.json``, written last, says what made
+mirror images were asked for, ``<image id>_flip.npy``. Where other levels of the backbone were asked
+for, D counts their channels, too, which come first. ``index.json``, written last, says what made
 the features and how large the photographs are. ``tools/store_features.py`` writes such folders.
 """
 
@@ -28,7 +29,8 @@ class FeatureIndex(NamedTuple):
     """What a folder of stored features holds.
 
     Attributes:
-        settings: What made the features: config, weights, scale, stride, version of the package.
+        settings: What made the features: config, weights, scale, stride, version of the package,
+            and the index and channels of each of the levels, where there are some.
         sizes: Height and width of the photograph in pixels, by image id.
     """
 

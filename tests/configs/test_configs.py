@@ -121,7 +121,7 @@ def test_model_takes_a_step_for_the_classes_of_its_data(cfg):
     foreground = foreground_of(cfg.train_dataloader.dataset)
     channels = 3
     if cfg.model.backbone.type == 'FeatureAdaptor':
-        channels = cfg.model.backbone.in_channels
+        channels = sum([cfg.model.backbone.in_channels, *cfg.model.backbone.level_channels])
     else:
         cfg.model.data_preprocessor.size = (64, 64)
     model = build_model(cfg)

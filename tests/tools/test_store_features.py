@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS, TRANSFORMS
 
 from mmdscnet.datasets import read_feature_index
+from mmdscnet.functional.pixel_groups import resize_level, stack_levels
 from mmdscnet.provenance import hash_sha256
 
 # Output stride of the network of ``export_project``.
@@ -45,8 +46,8 @@ def network(project):
     return model.eval()
 
 
-def features(network, project, image_id, mirrored=False):
-    """Features of a photograph at its own size, by hand."""
+def outputs(network, project, image_id, mirrored=False):
+    """Outputs of the backbone for a photograph at its own size, by hand."""
     steps = [TRANSFORMS.build(dict(type=name)) for name in ('LoadImageFromFile', 'PackWSSSInputs')]
     results = dict(img_path=str(project / f'data/JPEGImages/{image_id}.jpg'))
     for step in steps:
@@ -54,7 +55,12 @@ def features(network, project, image_id, mirrored=False):
     image = results['inputs'].flip(2) if mirrored else results['inputs']
     batch = dict(inputs=[image], data_samples=[results['data_samples']])
     with torch.no_grad():
-        return network.extract_feat(network.data_preprocessor(batch)['inputs'])[-1][0].numpy()
+        return network.extract_feat(network.data_preprocessor(batch)['inputs'])
+
+
+def features(network, project, image_id, mirrored=False):
+    """Features of a photograph at its own size, by hand."""
+    return outputs(network, project, image_id, mirrored)[-1][0].numpy()
 
 
 def test_features_are_those_of_the_last_map_in_half_precision(store, network, project, capsys):
@@ -86,6 +92,60 @@ def test_mirror_images_have_features_of_their_own(store, network, project):
     expected = features(network, project, 'a', mirrored=True)
     np.testing.assert_allclose(stored, expected, rtol=2e-3, atol=1e-5)
     assert np.abs(stored[..., ::-1] - np.load(folder / 'a.npy')).max() > 0.01
+
+
+@pytest.mark.parametrize(('in_index', 'levels'), [(-1, (0, 2)), (-1, (2, 1)), (0, (3,))])
+def test_levels_are_resized_to_the_grid_of_the_head_and_come_first(
+    store, network, project, in_index, levels
+):
+    folder = store(
+        '--flip', '--levels', *levels, '--cfg-options', f'model.decode_head.in_index={in_index}'
+    )
+    for name, mirrored in dict(a=False, b=False, a_flip=True).items():
+        maps = outputs(network, project, name[0], mirrored)
+        size = maps[in_index].shape[2:]
+        expected = [resize_level(maps[level], size) for level in levels] + [maps[in_index]]
+        stored = torch.from_numpy(np.load(folder / f'{name}.npy'))
+        assert stored.dtype == torch.float16
+        parts = stored.float().split([part.shape[1] for part in expected])
+        for part, by_hand in zip(parts, expected, strict=True):
+            assert by_hand.abs().max() > 0.01
+            torch.testing.assert_close(part, by_hand[0], rtol=2e-3, atol=1e-5)
+
+
+def test_larger_levels_are_averaged(store, network, project):
+    stored = np.load(store('--levels', 0) / 'a.npy')[:4]
+    cells = outputs(network, project, 'a')[0][0].numpy().reshape(4, 4, 2, 5, 2)
+    np.testing.assert_allclose(stored, cells.mean(axis=(2, 4)), rtol=2e-3, atol=1e-5)
+
+
+def test_stored_levels_describe_pixels_as_the_backbone_does(store, network, project):
+    stored = torch.from_numpy(np.load(store('--levels', 0, 1) / 'a.npy'))[None]
+    adaptor = MODELS.build(dict(type='FeatureAdaptor', in_channels=32, level_channels=(4, 8)))
+    maps = outputs(network, project, 'a')
+    expected = stack_levels([maps[0], maps[1], maps[3]], (4, 5))
+    torch.testing.assert_close(stack_levels(adaptor(stored), (4, 5)), expected, rtol=0, atol=2e-3)
+
+
+def test_index_names_the_levels_and_their_channels(store):
+    settings = read_feature_index(store('--levels', 0, 2)).settings
+    assert settings['levels'] == [dict(index=0, channels=4), dict(index=2, channels=16)]
+    assert settings['stride'] == STRIDE
+    assert 'levels' not in read_feature_index(store(out='plain')).settings
+
+
+@pytest.mark.parametrize('others', [(), ('--levels', 1), ('--levels', 2, 0)])
+def test_folder_of_other_levels_is_refused(store, others):
+    store('--levels', 0, 2)
+    with pytest.raises(ValueError, match=r'other settings \(levels: .*give\s+a new folder'):
+        store(*others)
+
+
+@pytest.mark.parametrize('level', [-1, 4])
+def test_level_is_an_output_of_the_backbone(store, project, level):
+    with pytest.raises(ValueError, match=f'--levels {level} is no output .* from 0 to 3'):
+        store('--levels', 0, level)
+    assert not (project / 'features').exists()
 
 
 def test_short_side_fixes_the_smaller_number_of_cells(store):
@@ -151,11 +211,19 @@ def test_what_half_precision_does_not_hold_is_refused(load_tool):
     class Network:
         decode_head = type('Head', (), dict(in_index=0))
 
-        def extract_feat(self, inputs):
-            return [inputs * 1e5]
+        def __init__(self, *factors):
+            self.factors = factors
 
-    with pytest.raises(ValueError, match=r'features reach 1e\+05, which float16 does not hold'):
-        tool.compute_features(Network(), torch.ones(1, 3, 2, 2))
+        def extract_feat(self, inputs):
+            return [factor * inputs for factor in self.factors]
+
+    image = torch.ones(1, 3, 2, 2)
+    message = r'features reach 1e\+05, which float16 does not hold'
+    with pytest.raises(ValueError, match=message):
+        tool.compute_features(Network(1e5), image)
+    assert tool.compute_features(Network(1, 1e5), image).shape == (3, 2, 2)
+    with pytest.raises(ValueError, match=message):
+        tool.compute_features(Network(1, 1e5), image, levels=[1])
 
 
 def test_settings_stand_beside_the_features_from_the_start(store):

@@ -68,3 +68,36 @@ def test_checkpoint_restores_it(hidden_channels):
     fresh.load_state_dict(trained.state_dict())
     feats = torch.randn(1, 6, 2, 3)
     assert torch.equal(trained(feats)[0], fresh(feats)[0])
+
+
+def test_levels_are_split_off_unchanged():
+    adaptor = MODELS.build(dict(type='FeatureAdaptor', in_channels=6, level_channels=(2, 3)))
+    torch.nn.init.normal_(adaptor.change.project.weight)
+    feats = torch.randn(2, 11, 3, 4).half()
+    first, second, adapted = adaptor(feats)
+    assert torch.equal(first, feats[:, :2].float())
+    assert torch.equal(second, feats[:, 2:5].float())
+    assert [level.requires_grad for level in (first, second, adapted)] == [False, False, True]
+    features = feats[:, 5:].float()
+    torch.testing.assert_close(adapted, features + adaptor.change(features))
+
+
+def test_adaptor_sees_its_features_alone():
+    plain = build()
+    adaptor = MODELS.build(dict(type='FeatureAdaptor', in_channels=6, level_channels=(2, 3)))
+    torch.nn.init.normal_(plain.change.project.weight)
+    adaptor.load_state_dict(plain.state_dict())
+    feats = torch.randn(1, 11, 2, 3)
+    assert torch.equal(adaptor(feats)[-1], plain(feats[:, 5:])[0])
+
+
+@pytest.mark.parametrize(
+    ('level_channels', 'channels'), [((), 11), ((2, 3), 6), ((2, 3), 12), ((5,), 10)]
+)
+def test_other_channels_are_refused(level_channels, channels):
+    adaptor = MODELS.build(
+        dict(type='FeatureAdaptor', in_channels=6, level_channels=level_channels)
+    )
+    message = rf'features of {channels} channels .* --levels, into a new folder'
+    with pytest.raises(ValueError, match=message):
+        adaptor(torch.zeros(1, channels, 2, 3))
