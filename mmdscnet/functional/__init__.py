@@ -9,11 +9,11 @@ module                 station                                                  
 ``pixel_correlation``  alike pixels share their CAMs (SEAM)                     --
 ``equivariance``       the CAMs of two views -> their distances (SEAM)          --
 ``pseudo_label``       CAMs -> label map with background and ignore band        Eq. 2, 12, 13
-``pixel_groups``       embeddings -> pixel context, pixel groups                Eq. 4, 5
+``pixel_groups``       embeddings or features -> pixel context, pixel groups    Eq. 4, 5
 ``contrast``           groups or nodes of many images -> InfoNCE                Eq. 6, 7, 9
 ``pixel_contrast``     the peers: pixels against pixels, or against prototypes  Eq. 3
 ``semantic_graph``     groups -> class nodes, passed over the batch's graph     Eq. 8
-``dual_stream``        pixels read the class nodes of their groups              Eq. 10
+``dual_stream``        pixels read the class nodes, or classes, of their groups Eq. 10
 ``pixel_affinity``     embeddings -> affinities of neighbours (AffinityNet)     --
 ``random_walk``        CAMs walk along the affinities (AffinityNet)             --
 ``gather``             the global batch: all-gather with gradient               --

@@ -92,8 +92,15 @@ class DSCHead(CAMHead):
     do not depend on its batch mates.
 
     Note:
-        An image's nodes are those of its labelled classes, so the loss on the refined scores can in
-        part be met by reading which nodes there are, without locating anything.
+        With ``reading='nodes'`` the loss on the refined scores can in part be met by reading which
+        nodes there are (an image has those of its labels), without locating anything. It cannot
+        with ``stream_scope='batch'``, where every image reads the nodes of all.
+
+    Note:
+        With ``reading='classes'`` nothing is learned behind the groups, and the dual stream takes
+        no part in the training: pixels read the classes of the groups that they resemble. With
+        ``group_index`` they are grouped, and compared, by several levels of the backbone, where
+        the print has one. ``configs/dscnet/STUDY.md`` has what that is worth.
 
     Note:
         Activation checkpointing may cover the backbone, or parts of it, and the losses, but not
