@@ -16,5 +16,6 @@ model = dict(
         gap_before_final_norm=False,
         init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.'),
     ),
-    decode_head=dict(in_channels=768, in_index=0),
+    # Other levels would have normalisations of their own, which nothing would train.
+    decode_head=dict(in_channels=768, in_index=0, group_index=(0,)),
 )

@@ -7,8 +7,9 @@ model = dict(
         _delete_=True,
         type='mmpretrain.VGG',
         depth=16,
+        out_indices=(2, 3, 4),
         with_last_pool=False,
         init_cfg=dict(type='Pretrained', checkpoint='mmcls://vgg16', prefix='backbone.'),
     ),
-    decode_head=dict(in_channels=512, in_index=0),
+    decode_head=dict(in_channels=512, in_index=2, group_index=(0, 1, 2)),
 )

@@ -14,7 +14,8 @@ model = dict(
         # The position embedding is resized to each image.
         img_size=224,
         out_type='featmap',
+        out_indices=(3, 7, 11),
         init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.'),
     ),
-    decode_head=dict(in_channels=384, in_index=0),
+    decode_head=dict(in_channels=384, in_index=2, group_index=(0, 1, 2)),
 )
