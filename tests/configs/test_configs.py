@@ -1,6 +1,7 @@
 """Every config of the repository, without its data and its weights."""
 
 import ast
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -308,6 +309,25 @@ def test_name_says_which_ablation_it_is(name):
     assert {key for key in ('pgcl', 'sgcl') if head.get(key)} == CONTRASTS[ablation]
     assert [hook.type for hook in cfg.custom_hooks].count('ContrastWarmupHook') == 1
     assert cfg.train_dataloader.sampler.type == 'GroupSampler'
+
+
+@pytest.mark.parametrize('name', ['cam/voc_animals.py', 'cam/voc_animals_lite0.py'])
+def test_frozen_config_splits_what_its_header_says_to_store(name):
+    frozen = name.replace('.py', '_frozen.py')
+    text = (CONFIG_DIR / frozen).read_text()
+    (commands,) = set(re.findall(r'--levels ([0-9 ]+[0-9])', text))
+    levels = [int(level) for level in commands.split()]
+    model, adaptor = build_model(read(name)).eval(), read(frozen).model.backbone
+    with torch.no_grad():
+        channels = [feat.shape[1] for feat in model.extract_feat(torch.zeros(1, 3, 64, 64))]
+    assert list(adaptor.level_channels) == [channels[level] for level in levels]
+    assert adaptor.in_channels == channels[model.decode_head.in_index]
+    # DSCNet groups by the same outputs, stored or not, and its head reads the last of them.
+    live, stored = (
+        read(path.replace('cam/', 'dscnet/')).model.decode_head for path in (name, frozen)
+    )
+    assert list(live.group_index) == [*levels, live.in_index]
+    assert list(stored.group_index) == [*range(len(levels)), stored.in_index]
 
 
 def test_study_changes_configs_that_are_there():
