@@ -9,10 +9,14 @@ pixel_term = {
     head + 'bg_thr': 0.2,
     head + 'fg_thr': 0.4,
 }
+# The same where the exported CAMs are cut at another threshold.
+own_pixel_term = {
+    head + 'pseudo_label': dict(type='PseudoLabelLoss', loss_weight=0.1),
+    head + 'online_labels': dict(bg_thr=0.2, fg_thr=0.4),
+}
 no_pixel_term = {
     head + 'pseudo_label': None,
-    head + 'bg_thr': 0.25,
-    head + 'fg_thr': None,
+    head + 'online_labels': dict(bg_thr=0.25, fg_thr=None),
     head + 'refined_cls_weight': 1.0,
 }
 prototypes = dict(type='PixelPrototypeLoss')
@@ -37,7 +41,7 @@ def dscnet(base, alpha=None, beta=None, stream=False, pixel_contrast=None, pixel
         head + 'dual_stream': stream,
         head + 'pixel_contrast': pixel_contrast,
     }
-    return {**arm, **(pixel_term if pixel else no_pixel_term)}
+    return {**arm, **(own_pixel_term if pixel else no_pixel_term)}
 
 
 def stream_of(arm, base, **options):
@@ -242,13 +246,13 @@ parts = dict(
             'nodes,context_detached': by_nodes({head + 'detach_context': True}),
             'nodes+pixel': by_nodes(
                 {
-                    **pixel_term,
+                    **own_pixel_term,
                     head + 'pseudo_label_source': 'plain',
                     head + 'pseudo_label_pupil': 'both',
                     head + 'refined_cls_weight': 0.5,
                 }
             ),
-            'nodes+pixel,refined_labels_itself': by_nodes(pixel_term),
+            'nodes+pixel,refined_labels_itself': by_nodes(own_pixel_term),
         },
     ),
     weights=dict(

@@ -15,5 +15,11 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 custom_hooks = [
     dict(type='ContrastWarmupHook', share=0.15),
     # A class that wins with less than fg_thr is left out.
-    dict(type='PseudoLabelHook', target='stored', begin=2, interval=2, labeler=dict(fg_thr=0.4)),
+    dict(
+        type='PseudoLabelHook',
+        target='stored',
+        begin=2,
+        interval=2,
+        labeler=dict(bg_thr=0.5, fg_thr=0.7),
+    ),
 ]

@@ -283,7 +283,7 @@ def measure_batch(
     cams = normalize_cams(seen.cam_logits, labels)
     groups = head.group(seen.feats, seen.embeddings, seen.cam_logits, labels)
     group_ids = groups.group_ids
-    pseudo_labels = make_pseudo_labels(cams, head.bg_thr, head.bg_alpha)
+    pseudo_labels = make_pseudo_labels(cams, **head.online_rule | dict(fg_thr=None))
     own = head.describe_images(seen.embeddings, seen.cam_logits, labels, groups)
     measured = {
         'valid': own.valid,

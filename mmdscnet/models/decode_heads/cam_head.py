@@ -89,6 +89,8 @@ class CAMHead(BaseModule):
         pseudo_label: Config of the loss against pseudo labels; None leaves it out.
         fg_thr: Pixels of a class whose CAM is below this are left out of that loss where the head
             makes the labels; None leaves out none.
+        online_labels: Rule of the pseudo labels that training makes, where it is not that of the
+            exported CAMs: any of ``bg_thr``, ``bg_alpha`` and ``fg_thr``.
         init_cfg: Initialisation, as in mmengine.
 
     Raises:
@@ -122,6 +124,7 @@ class CAMHead(BaseModule):
         normalization: str = 'max',
         pseudo_label: dict | None = None,
         fg_thr: float | None = None,
+        online_labels: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='Normal', std=0.01, layer='Conv2d'))
@@ -140,7 +143,15 @@ class CAMHead(BaseModule):
             raise ValueError(
                 f'normalization={normalization!r} is none of {list(NORMALIZATIONS)}: choose one'
             )
-        check_ignore_band(bg_thr, bg_alpha, fg_thr)
+        own_rule = dict(bg_thr=bg_thr, bg_alpha=bg_alpha, fg_thr=fg_thr)
+        if unknown := (online_labels or {}).keys() - own_rule.keys():
+            raise ValueError(
+                f'online_labels has {sorted(unknown)}, which nothing reads: its keys are '
+                f'{list(own_rule)}'
+            )
+        self.online_rule = own_rule | (online_labels or {})
+        for rule in (own_rule, self.online_rule):
+            check_ignore_band(**rule)
         self.in_index = in_index
         self.num_classes = num_classes
         self.out_channels = num_classes
@@ -279,7 +290,7 @@ class CAMHead(BaseModule):
         return [outputs.best_logits]
 
     def make_online_labels(self, cam_logits: Tensor, image_labels: Tensor) -> Tensor:
-        """Label every pixel by the rule of inference (Eq. 12), and leave out the ignore band.
+        """Label every pixel (Eq. 12) by the rule of ``online_labels``, leaving out its ignore band.
 
         Args:
             cam_logits: Class evidence, unbounded, shape (N, K, h, w).
@@ -289,7 +300,7 @@ class CAMHead(BaseModule):
             Labels 0..K or 255, without gradient, int64, shape (N, h, w).
         """
         cams = NORMALIZATIONS[self.normalization](cam_logits.detach(), image_labels)
-        return make_pseudo_labels(cams, self.bg_thr, self.bg_alpha, self.fg_thr)
+        return make_pseudo_labels(cams, **self.online_rule)
 
     def describe_batch(self, feats: Sequence[Tensor], image_labels: Tensor) -> HeadOutputs:
         """Compute everything of which the losses are made.

@@ -425,7 +425,7 @@ class DSCHead(CAMHead):
             The context that each image gives to the others.
         """
         cams = normalize_cams(cam_logits.detach(), image_labels)
-        pseudo_labels = make_pseudo_labels(cams, self.bg_thr, self.bg_alpha)
+        pseudo_labels = make_pseudo_labels(cams, **self.online_rule | dict(fg_thr=None))
         keys, key_valid = average_labelled_pixels(embeddings, pseudo_labels, self.num_classes)
         probabilities = group_class_probabilities(cam_logits, groups.group_ids, groups.valid)
         return ImageContext(groups.embeddings, groups.valid, probabilities, keys, key_valid)
@@ -444,7 +444,7 @@ class DSCHead(CAMHead):
             The maps, of which only the embeddings have a gradient.
         """
         cams = normalize_cams(cam_logits.detach(), image_labels)
-        pseudo_labels = make_pseudo_labels(cams, self.bg_thr, self.bg_alpha)
+        pseudo_labels = make_pseudo_labels(cams, **self.online_rule | dict(fg_thr=None))
         return TrainingMaps(embeddings, cams, pseudo_labels, image_labels)
 
     def make_nodes(self, images: ImageContext, visible: Tensor) -> Tensor:

@@ -314,6 +314,30 @@ def test_losses_are_those_of_what_the_head_describes(head, feats):
     assert head.loss_by_image_labels(feats, LABELS) == head.classification_losses(outputs, LABELS)
 
 
+def test_online_labels_may_have_a_rule_of_their_own(feats):
+    config = dict(type='CAMHead', in_channels=6, num_classes=4, bg_thr=0.6)
+    head = MODELS.build(dict(config, online_labels=dict(bg_thr=0.2, fg_thr=0.4)))
+    evidence = torch.rand(4, 3, 5, 5)
+    cams = normalize_cams(evidence, LABELS)
+    labels = head.make_online_labels(evidence, LABELS)
+    assert torch.equal(labels, make_pseudo_labels(cams, 0.2, fg_thr=0.4))
+    assert head.score_maps(evidence, LABELS)[:, 0].eq(0.6).all()
+    plain = MODELS.build(config)
+    assert torch.equal(plain.make_online_labels(evidence, LABELS), make_pseudo_labels(cams, 0.6))
+
+
+@pytest.mark.parametrize(
+    ('rule', 'match'),
+    [
+        (dict(threshold=0.2), r"online_labels has \['threshold'\]"),
+        (dict(fg_thr=0.1), 'fg_thr=0.1 lies below bg_thr=0.25'),
+    ],
+)
+def test_rules_of_online_labels_that_cannot_be_are_refused(rule, match):
+    with pytest.raises(ValueError, match=match):
+        MODELS.build(dict(type='CAMHead', in_channels=6, num_classes=4, online_labels=rule))
+
+
 def test_labels_of_training_are_collected_in_order(head, make_samples):
     labels = head.require_image_labels(make_samples(LABELS))
     assert labels.dtype == torch.float32
