@@ -207,6 +207,11 @@ def wait_until(condition, seconds=300):
         time.sleep(0.05)
 
 
+def heed_interrupts():
+    """Let Ctrl-C end the process also where the tests run in the background of a script."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='reads processes from /proc')
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGINT])
@@ -217,7 +222,9 @@ def test_ended_study_leaves_whole_results_and_goes_on(
     tool, work_dir = repository / 'tools' / 'analysis_tools' / 'ablation.py', tmp_path / 'w'
     command = [sys.executable, tool, study, '--work-dir', work_dir, '--jobs', '1']
     environment = {**os.environ, 'PYTHONPATH': str(repository)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.DEVNULL, preexec_fn=heed_interrupts
+    )
     wait_until(lambda: list(work_dir.glob('runs/*/last_checkpoint')))
     children = children_of(process.pid)
     process.send_signal(number)
