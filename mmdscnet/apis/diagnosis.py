@@ -257,7 +257,7 @@ def see_batch(model: EncoderDecoder, batch: dict[str, Any]) -> SeenBatch:
     return SeenBatch(
         feats=feats,
         feat=feat,
-        embeddings=head.projection(feat),
+        embeddings=head.embed(feat),
         cam_logits=head.classifier(feat),
         image_labels=head.require_image_labels(samples).float(),
         truth=truth.to(device=feat.device, dtype=torch.uint8),

@@ -320,6 +320,6 @@ def group_image(
     image_labels = head.stack_image_labels([sample.metainfo for sample in data['data_samples']])
     if image_labels is None:
         image_labels = head.predict_labels(cam_logits)
-    groups = head.group(feats, head.projection(feat), cam_logits, image_labels).group_ids
+    groups = head.group(feats, head.embed(feat), cam_logits, image_labels).group_ids
     resized = F.interpolate(groups[:, None].float(), size, mode='nearest-exact')
     return resized[0, 0].cpu().numpy().astype(np.uint8)

@@ -272,6 +272,18 @@ class DSCHead(CAMHead):
         readable = self.make_readable(own, nodes, own, nodes, only_self_and_memory)
         return self.refine(feat, embeddings, readable)
 
+    def embed(self, feat: Tensor) -> Tensor:
+        """Give the pixel embeddings z, shape (N, D, h, w) to (N, E, h, w).
+
+        Args:
+            feat: Features, shape (N, D, h, w).
+
+        Returns:
+            The embeddings; the features themselves where nothing of the head compares embeddings.
+        """
+        embeddings: Tensor = self.projection(feat) if self.has_embeddings else feat
+        return embeddings
+
     def read_classes(
         self, feats: Sequence[Tensor], cam_logits: Tensor, image_labels: Tensor
     ) -> Tensor:
@@ -285,8 +297,7 @@ class DSCHead(CAMHead):
         Returns:
             Refined CAMs in [0, 1], shape (N, K, h, w).
         """
-        feat = self.dropout(feats[self.in_index])
-        embeddings = self.projection(feat) if self.has_embeddings else feat
+        embeddings = self.embed(self.dropout(feats[self.in_index]))
         groups = self.group(feats, embeddings, cam_logits, image_labels)
         return read_group_classes(groups.correlation, groups.valid, self.temperature)
 

@@ -1,5 +1,9 @@
 """What both contrasts are configured by."""
 
+import torch
+from torch import Tensor
+
+from mmdscnet.functional.contrast import class_contrast
 from mmdscnet.models.losses.weighted_loss import WeightedLoss
 
 
@@ -36,3 +40,40 @@ class ContrastLoss(WeightedLoss):
         if temperature <= 0:
             raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
         self.temperature = temperature
+
+    def contrast(
+        self,
+        anchors: Tensor,
+        valid: Tensor,
+        keys: Tensor,
+        key_valid: Tensor,
+        memory: Tensor,
+        memory_valid: Tensor,
+        own_image_is_positive: bool,
+    ) -> Tensor:
+        """Contrast the class slots of images with keys and with the class memory.
+
+        Args:
+            anchors: One vector a class slot, shape (N, A, E).
+            valid: Whether the image has the class, bool, shape (N, A).
+            keys: One vector a class slot of the same images, shape (N, A, E).
+            key_valid: Whether the key exists, bool, shape (N, A).
+            memory: Class memory, as one more key image, shape (1, A, E).
+            memory_valid: Whether the memory holds the class, bool, shape (1, A).
+            own_image_is_positive: As for :func:`class_contrast`.
+
+        Returns:
+            The weighted loss, a scalar.
+        """
+        loss = class_contrast(
+            anchors,
+            valid,
+            torch.cat([keys, memory]),
+            torch.cat([key_valid, memory_valid]),
+            self.temperature,
+            own_image_is_positive=own_image_is_positive,
+            positive_in_denominator=self.positive_in_denominator,
+            min_correlation=self.min_correlation,
+            background_is_anchor=self.background_is_anchor,
+        )
+        return self.loss_weight * loss

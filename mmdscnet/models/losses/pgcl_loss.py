@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from mmdscnet.functional.contrast import class_contrast
 from mmdscnet.models.losses.contrast_loss import ContrastLoss
 
 
@@ -46,16 +44,6 @@ class PGCLLoss(ContrastLoss):
         Returns:
             The weighted loss, a scalar.
         """
-        keys, key_valid = torch.cat([groups, memory]), torch.cat([valid, memory_valid])
-        loss = class_contrast(
-            groups,
-            valid,
-            keys,
-            key_valid,
-            self.temperature,
-            own_image_is_positive=False,
-            positive_in_denominator=self.positive_in_denominator,
-            min_correlation=self.min_correlation,
-            background_is_anchor=self.background_is_anchor,
+        return self.contrast(
+            groups, valid, groups, valid, memory, memory_valid, own_image_is_positive=False
         )
-        return self.loss_weight * loss

@@ -2,11 +2,9 @@
 
 from typing import Any
 
-import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from mmdscnet.functional.contrast import class_contrast
 from mmdscnet.models.losses.contrast_loss import ContrastLoss
 
 
@@ -58,16 +56,6 @@ class SGCLLoss(ContrastLoss):
         Returns:
             The weighted loss, a scalar.
         """
-        keys, key_valid = torch.cat([keys, memory]), torch.cat([key_valid, memory_valid])
-        loss = class_contrast(
-            nodes,
-            valid,
-            keys,
-            key_valid,
-            self.temperature,
-            own_image_is_positive=True,
-            positive_in_denominator=self.positive_in_denominator,
-            min_correlation=self.min_correlation,
-            background_is_anchor=self.background_is_anchor,
+        return self.contrast(
+            nodes, valid, keys, key_valid, memory, memory_valid, own_image_is_positive=True
         )
-        return self.loss_weight * loss

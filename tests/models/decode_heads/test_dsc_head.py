@@ -588,6 +588,7 @@ def test_reading_alone_trains_what_the_baseline_trains(build_head, levels):
     plain.load_state_dict(head.state_dict(), strict=False)
     losses = head.loss_by_image_labels(levels, LABELS)
     assert losses == plain.loss_by_image_labels(levels, LABELS)
+    assert head.embed(levels[1]) is levels[1]
     assert head.forward(levels, LABELS).shape == (4, 3, 5, 5)
 
 
