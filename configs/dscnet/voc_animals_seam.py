@@ -1,25 +1,8 @@
 # DSCNet on SEAM on voc_animals: M4 with every image seen in two views.
 # The exported CAM is the refined one after the pixel correlation: it is what SEAM exports, made of
 # what DSCNet refined. model.test_cfg.refine=False gives that of the plain classifier.
-_base_ = '../seam/voc_animals.py'
-model = dict(
-    decode_head=dict(
-        type='DSCHead',
-        # Chosen on train images: see STUDY.md. The paper's weights are 0.6 and 0.4.
-        pgcl=dict(type='PGCLLoss', loss_weight=0.1),
-        sgcl=dict(type='SGCLLoss', loss_weight=0.1),
-        # Pixels are grouped by three levels of the backbone, from centres seeded by sure CAMs, and
-        # read the classes of their groups.
-        dual_stream=True,
-        reading='classes',
-        group_index=(1, 2, 3),
-        grouping=dict(num_rounds=2, min_cam=0.5),
-        # The pixel-wise term of Eq. 13: CAMs below 0.2 are background, above 0.4 their class.
-        pseudo_label=dict(type='PseudoLabelLoss', loss_weight=0.1),
-        online_labels=dict(bg_thr=0.2, fg_thr=0.4),
-        # What pixels read is a share: best cut at about 0.75 on train.
-        bg_thr=0.75,
-    )
-)
+_base_ = ['../seam/voc_animals.py', '../_base_/models/dsc_head.py']
+# Its groups are seeded by the CAMs of SEAM: best cut at about 0.75 on train.
+model = dict(decode_head=dict(_base_.dsc_head, bg_thr=0.75))
 train_dataloader = dict(sampler=dict(_delete_=True, type='GroupSampler', group_size=2))
 custom_hooks = [dict(type='ContrastWarmupHook', share=0.15)]

@@ -11,5 +11,5 @@ model = dict(
         with_last_pool=False,
         init_cfg=dict(type='Pretrained', checkpoint='mmcls://vgg16', prefix='backbone.'),
     ),
-    decode_head=dict(in_channels=512, in_index=2, group_index=(0, 1, 2)),
+    decode_head=dict(in_channels=512, in_index=2),
 )

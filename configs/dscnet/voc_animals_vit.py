@@ -17,5 +17,5 @@ model = dict(
         out_indices=(3, 7, 11),
         init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.'),
     ),
-    decode_head=dict(in_channels=384, in_index=2, group_index=(0, 1, 2)),
+    decode_head=dict(in_channels=384, in_index=2),
 )

@@ -237,6 +237,8 @@ def test_variant_changes_head_sampler_and_hooks_only(name):
             assert ('strategy' in cfg) == (cfg is variant)
             cfg.pop('strategy', None)
             cfg.pop('runner_type', None)
+        # What the head was made of.
+        cfg.pop('dsc_head', None)
         steps = cfg['train_dataloader']['dataset']['pipeline']
         readers = [step for step in steps if step['type'] == 'LoadStoredLabels']
         assert len(readers) == (name.endswith('_stored.py') and cfg is variant)
@@ -326,8 +328,9 @@ def test_frozen_config_splits_what_its_header_says_to_store(name):
     live, stored = (
         read(path.replace('cam/', 'dscnet/')).model.decode_head for path in (name, frozen)
     )
-    assert list(live.group_index) == [*levels, live.in_index]
-    assert list(stored.group_index) == [*range(len(levels)), stored.in_index]
+    outputs, kept = range(len(channels)), range(len(levels) + 1)
+    assert [outputs[index] for index in live.group_index] == [*levels, live.in_index]
+    assert [kept[index] for index in stored.group_index] == [*kept] == [*kept[:-1], stored.in_index]
 
 
 def test_study_changes_configs_that_are_there():
