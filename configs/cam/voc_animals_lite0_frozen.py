@@ -3,37 +3,13 @@
 # mobilenet_v2.
 _base_ = './voc_animals_frozen.py'
 model = dict(backbone=dict(level_channels=(40, 112)))
-train_pipeline = [
-    dict(
-        type='LoadStoredFeatures',
-        folder='work_dirs/features/efficientnet_lite0_short288',
-        keep=True,
-    ),
-    dict(type='CropFeatures', size=9, step=2),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackWSSSInputs'),
-]
-test_pipeline = [
-    dict(type='LoadStoredFeatures', folder='work_dirs/features/efficientnet_lite0_scale1.5'),
-    dict(type='LoadCheckedMask'),
-    dict(type='PackWSSSInputs'),
-]
-tta_pipeline = [
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(
-                    type='LoadStoredFeatures',
-                    folder='work_dirs/features/efficientnet_lite0_scale1.5',
-                    flip_prob=flip_prob,
-                )
-                for flip_prob in (0.0, 1.0)
-            ],
-            [dict(type='LoadCheckedMask')],
-            [dict(type='PackWSSSInputs')],
-        ],
-    ),
+train_pipeline = _base_.train_pipeline
+train_pipeline[0]['folder'] = 'work_dirs/features/efficientnet_lite0_short288'
+test_pipeline = _base_.test_pipeline
+test_pipeline[0]['folder'] = 'work_dirs/features/efficientnet_lite0_scale1.5'
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[0]['transforms'][0] = [
+    dict(test_pipeline[0], flip_prob=flip_prob) for flip_prob in (0.0, 1.0)
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
