@@ -20,12 +20,16 @@ from mmdscnet.functional.semantic_graph import (
 )
 from mmdscnet.models.decode_heads.cam_head import CAMHead, HeadOutputs, classification_loss
 
-READINGS = ('nodes', 'classes')
-STREAM_SCOPES = ('image', 'batch')
 PUPILS = {
     'refined': ('best_logits',),
     'plain': ('cam_logits',),
     'both': ('cam_logits', 'refined_logits'),
+}
+CHOICES = {
+    'reading': ('nodes', 'classes'),
+    'stream_scope': ('image', 'batch'),
+    'pseudo_label_source': ('refined', 'plain'),
+    'pseudo_label_pupil': tuple(PUPILS),
 }
 
 
@@ -141,6 +145,9 @@ class DSCHead(CAMHead):
         pseudo_label_pupil: Which evidence learns from them, ``'refined'``, ``'plain'`` or
             ``'both'``.
         kwargs: As for :class:`CAMHead`.
+
+    Raises:
+        ValueError: If a value is out of its range, or a part would have nothing that trains it.
     """
 
     contrast_scale = 1.0
@@ -175,31 +182,13 @@ class DSCHead(CAMHead):
                 'DSCHead without pgcl, sgcl, dual_stream and pixel_contrast is CAMHead: use '
                 'type="CAMHead"'
             )
-        if temperature <= 0:
-            raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
-        if memory_momentum is not None and not 0 <= memory_momentum < 1:
-            raise ValueError(f'memory_momentum={memory_momentum} must lie in [0, 1), or be None')
-        if graph_rounds < 0:
-            raise ValueError(f'graph_rounds={graph_rounds} must be 0 or more: the default is 1')
-        if stream_scope not in STREAM_SCOPES:
-            raise ValueError(
-                f'stream_scope={stream_scope!r} is none of {STREAM_SCOPES}: choose one'
-            )
-        if reading not in READINGS:
-            raise ValueError(f'reading={reading!r} is none of {READINGS}')
-        if pseudo_label_source not in ('refined', 'plain'):
-            raise ValueError(f'pseudo_label_source={pseudo_label_source!r} is not refined or plain')
-        if pseudo_label_pupil not in PUPILS:
-            raise ValueError(f'pseudo_label_pupil={pseudo_label_pupil!r} is none of {list(PUPILS)}')
-        if refined_cls_weight < 0:
-            raise ValueError(f'refined_cls_weight={refined_cls_weight} must be 0 or more')
-        learns = self.pseudo_label_loss is not None and pseudo_label_pupil != 'plain'
-        self.has_refined_classifier = dual_stream and reading == 'nodes'
-        if self.has_refined_classifier and refined_cls_weight == 0 and not learns:
-            raise ValueError(
-                'refined_cls_weight=0 leaves nothing to train the dual stream: give pseudo_label='
-                "dict(type='PseudoLabelLoss') with a pupil that is refined, or dual_stream=False"
-            )
+        check_ranges(temperature, memory_momentum, graph_rounds, refined_cls_weight)
+        check_choices(
+            reading=reading,
+            stream_scope=stream_scope,
+            pseudo_label_source=pseudo_label_source,
+            pseudo_label_pupil=pseudo_label_pupil,
+        )
         self.pgcl = MODELS.build(pgcl) if pgcl else None
         self.sgcl = MODELS.build(sgcl) if sgcl else None
         self.pixel_contrast = MODELS.build(pixel_contrast) if pixel_contrast else None
@@ -215,25 +204,40 @@ class DSCHead(CAMHead):
         self.refined_cls_weight = refined_cls_weight
         self.pseudo_label_source = pseudo_label_source
         self.pseudo_label_pupil = pseudo_label_pupil
-        # What only reads the classes of its groups compares no embeddings.
-        self.has_embeddings = bool(pgcl or sgcl or pixel_contrast or self.has_refined_classifier)
-        if self.has_embeddings:
-            self.projection = nn.Conv2d(in_channels, embed_channels, 1)
-        self.has_graph = bool(sgcl or self.has_refined_classifier)
-        if self.has_graph and graph_rounds > 0:
-            if detach_context and not sgcl:
-                raise ValueError(
-                    'detach_context=True without sgcl leaves nothing to train the graph: give '
-                    'sgcl, or graph_rounds=0'
-                )
-            self.message = nn.Linear(embed_channels, embed_channels)
         self.dual_stream = dual_stream
         self.reads_classes = dual_stream and reading == 'classes'
+        self.has_refined_classifier = dual_stream and reading == 'nodes'
+        self.has_graph = bool(sgcl or self.has_refined_classifier)
+        self.compares_groups = bool(pgcl or self.has_graph)
+        # What only reads the classes of its groups compares no embeddings.
+        self.has_embeddings = bool(pixel_contrast or self.compares_groups)
+        self._refuse_what_nothing_trains()
+        self._build_layers(in_channels, embed_channels)
+
+    def _refuse_what_nothing_trains(self) -> None:
+        learns = self.pseudo_label_loss is not None and self.pseudo_label_pupil != 'plain'
+        if self.has_refined_classifier and self.refined_cls_weight == 0 and not learns:
+            raise ValueError(
+                'refined_cls_weight=0 leaves nothing to train the dual stream: give pseudo_label='
+                "dict(type='PseudoLabelLoss') with a pupil that is refined, or dual_stream=False"
+            )
+        if self.has_graph and self.graph_rounds > 0 and self.detach_context and self.sgcl is None:
+            raise ValueError(
+                'detach_context=True without sgcl leaves nothing to train the graph: give '
+                'sgcl, or graph_rounds=0'
+            )
+
+    def _build_layers(self, in_channels: int, embed_channels: int) -> None:
+        if self.has_embeddings:
+            self.projection = nn.Conv2d(in_channels, embed_channels, 1)
+        if self.has_graph and self.graph_rounds > 0:
+            self.message = nn.Linear(embed_channels, embed_channels)
         if self.has_refined_classifier:
-            self.refined_classifier = nn.Conv2d(in_channels, num_classes - 1, 1, bias=False)
-            self.enriched_classifier = nn.Conv2d(embed_channels, num_classes - 1, 1, bias=False)
-        self.register_buffer('memory', torch.zeros(num_classes, embed_channels))
-        self.register_buffer('memory_valid', torch.zeros(num_classes, dtype=torch.bool))
+            foreground = self.num_classes - 1
+            self.refined_classifier = nn.Conv2d(in_channels, foreground, 1, bias=False)
+            self.enriched_classifier = nn.Conv2d(embed_channels, foreground, 1, bias=False)
+        self.register_buffer('memory', torch.zeros(self.num_classes, embed_channels))
+        self.register_buffer('memory_valid', torch.zeros(self.num_classes, dtype=torch.bool))
 
     def init_weights(self) -> None:
         """Start the refined CAMs from the CAMs."""
@@ -317,8 +321,31 @@ class DSCHead(CAMHead):
         if not self.has_embeddings:
             return HeadOutputs(cam_logits, None, {})
         embeddings = self.projection(feat)
-        groups = self.group(feats, embeddings, cam_logits, image_labels)
-        own = self.describe_images(embeddings, cam_logits, image_labels, groups)
+        outputs = HeadOutputs(cam_logits, None, {})
+        if self.compares_groups:
+            groups = self.group(feats, embeddings, cam_logits, image_labels)
+            own = self.describe_images(embeddings, cam_logits, image_labels, groups)
+            outputs = self.compare_images(feat, embeddings, cam_logits, own)
+        if self.pixel_contrast is not None:
+            maps = self.make_training_maps(embeddings, cam_logits, image_labels)
+            contrast = self.pixel_contrast(*map(gather_images, maps))
+            outputs.contrasts[self.pixel_contrast.loss_name] = self.contrast_scale * contrast
+        return outputs
+
+    def compare_images(
+        self, feat: Tensor, embeddings: Tensor, cam_logits: Tensor, own: ImageContext
+    ) -> HeadOutputs:
+        """Contrast the images of the global batch, and refine where class nodes are read.
+
+        Args:
+            feat: Features, shape (N, D, h, w).
+            embeddings: Pixel embeddings z, shape (N, E, h, w).
+            cam_logits: Class evidence, unbounded, shape (N, K, h, w).
+            own: Context of this rank's images.
+
+        Returns:
+            The evidence, refined where there is a refined classifier, and the contrasts.
+        """
         batch = gather_context(own)
         # Copies, because the memory moves below: activation checkpointing computes a loss again.
         memory = self.memory.clone()[None], self.memory_valid.clone()[None]
@@ -333,10 +360,6 @@ class DSCHead(CAMHead):
         if self.sgcl is not None:
             contrast = self.sgcl(nodes, batch.valid, batch.keys, batch.key_valid, *memory)
             contrasts[self.sgcl.loss_name] = self.contrast_scale * contrast
-        if self.pixel_contrast is not None:
-            maps = self.make_training_maps(embeddings, cam_logits, image_labels)
-            contrast = self.pixel_contrast(*map(gather_images, maps))
-            contrasts[self.pixel_contrast.loss_name] = self.contrast_scale * contrast
         if self.has_refined_classifier:
             readable = self.make_readable(
                 own, own_images(nodes), batch, nodes, own_images(everything)
@@ -435,8 +458,7 @@ class DSCHead(CAMHead):
         Returns:
             The context that each image gives to the others.
         """
-        cams = normalize_cams(cam_logits.detach(), image_labels)
-        pseudo_labels = make_pseudo_labels(cams, **self.online_rule | dict(fg_thr=None))
+        pseudo_labels = self.label_pixels(normalize_cams(cam_logits.detach(), image_labels))
         keys, key_valid = average_labelled_pixels(embeddings, pseudo_labels, self.num_classes)
         probabilities = group_class_probabilities(cam_logits, groups.group_ids, groups.valid)
         return ImageContext(groups.embeddings, groups.valid, probabilities, keys, key_valid)
@@ -455,8 +477,18 @@ class DSCHead(CAMHead):
             The maps, of which only the embeddings have a gradient.
         """
         cams = normalize_cams(cam_logits.detach(), image_labels)
-        pseudo_labels = make_pseudo_labels(cams, **self.online_rule | dict(fg_thr=None))
-        return TrainingMaps(embeddings, cams, pseudo_labels, image_labels)
+        return TrainingMaps(embeddings, cams, self.label_pixels(cams), image_labels)
+
+    def label_pixels(self, cams: Tensor) -> Tensor:
+        """Label every pixel (Eq. 2) by the background rule of ``online_labels``.
+
+        Args:
+            cams: CAMs in [0, 1], shape (N, K, h, w).
+
+        Returns:
+            Labels 0..K, int64, shape (N, h, w).
+        """
+        return make_pseudo_labels(cams, **self.online_rule | dict(fg_thr=None))
 
     def make_nodes(self, images: ImageContext, visible: Tensor) -> Tensor:
         """Build the class nodes and pass messages over the graph once (Eq. 8).
@@ -550,6 +582,47 @@ class DSCHead(CAMHead):
         moved = kept * self.memory + (1 - kept) * mean
         self.memory.copy_(torch.where(seen, moved, self.memory))
         self.memory_valid.logical_or_(seen.squeeze(1))
+
+
+def check_ranges(
+    temperature: float,
+    memory_momentum: float | None,
+    graph_rounds: int,
+    refined_cls_weight: float,
+) -> None:
+    """Refuse values that lie outside their ranges.
+
+    Args:
+        temperature: As for :class:`DSCHead`, and so are the others.
+        memory_momentum: In [0, 1), or None.
+        graph_rounds: 0 or more.
+        refined_cls_weight: 0 or more.
+
+    Raises:
+        ValueError: If one does.
+    """
+    if temperature <= 0:
+        raise ValueError(f'temperature={temperature} must be positive: the default is 0.1')
+    if memory_momentum is not None and not 0 <= memory_momentum < 1:
+        raise ValueError(f'memory_momentum={memory_momentum} must lie in [0, 1), or be None')
+    if graph_rounds < 0:
+        raise ValueError(f'graph_rounds={graph_rounds} must be 0 or more: the default is 1')
+    if refined_cls_weight < 0:
+        raise ValueError(f'refined_cls_weight={refined_cls_weight} must be 0 or more')
+
+
+def check_choices(**options: str) -> None:
+    """Refuse words that an option of :class:`DSCHead` does not know.
+
+    Args:
+        options: Values by the name of the option.
+
+    Raises:
+        ValueError: If one is not among the choices.
+    """
+    for name, value in options.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f'{name}={value!r} is none of {CHOICES[name]}: choose one')
 
 
 def gather_context(own: ImageContext) -> ImageContext:

@@ -447,10 +447,8 @@ def test_memory_momentum_outside_its_range_is_refused(build_head, momentum):
     [
         (dict(graph_rounds=-1), 'graph_rounds=-1 must be 0 or more'),
         (dict(stream_scope='all'), "stream_scope='all' is none of"),
-        (
-            dict(pseudo_label_source='stored'),
-            "pseudo_label_source='stored' is not refined or plain",
-        ),
+        (dict(reading='pixels'), "reading='pixels' is none of"),
+        (dict(pseudo_label_source='stored'), "pseudo_label_source='stored' is none of"),
         (dict(pseudo_label_pupil='none'), "pseudo_label_pupil='none' is none of"),
         (dict(refined_cls_weight=-1.0), 'refined_cls_weight=-1.0 must be 0 or more'),
         (dict(refined_cls_weight=0.0), 'refined_cls_weight=0 leaves nothing to train'),
