@@ -52,7 +52,7 @@ from mmdscnet.models.decode_heads.cam_head import (
     classification_loss,
     resize_maps,
 )
-from mmdscnet.models.decode_heads.dsc_head import ImageContext, Readable
+from mmdscnet.models.decode_heads.dsc_head import ImageContext, Readable, see_all
 from mmdscnet.pseudo_labels.palette_png import VOID_ID
 from mmdscnet.visualization.change_sheet import ChangeRow
 
@@ -283,7 +283,7 @@ def measure_batch(
     cams = normalize_cams(seen.cam_logits, labels)
     groups = head.group(seen.feats, seen.embeddings, seen.cam_logits, labels)
     group_ids = groups.group_ids
-    pseudo_labels = make_pseudo_labels(cams, **head.online_rule | dict(fg_thr=None))
+    pseudo_labels = head.label_pixels(cams)
     own = head.describe_images(seen.embeddings, seen.cam_logits, labels, groups)
     measured = {
         'valid': own.valid,
@@ -337,12 +337,6 @@ def measure_pairs(head: DSCHead, own: ImageContext) -> dict[str, Tensor]:
 def join_graph(head: DSCHead, own: ImageContext) -> Tensor:
     """Make the nodes of a batch whose graph joins all images and the memory."""
     return head.make_nodes(own, see_all(own))
-
-
-def see_all(own: ImageContext) -> Tensor:
-    """Let every image see all images of its batch and the memory, bool, shape (N, N + 1)."""
-    images = len(own.groups)
-    return torch.ones(images, images + 1, dtype=torch.bool, device=own.groups.device)
 
 
 def read_batch(head: DSCHead, own: ImageContext) -> Readable:

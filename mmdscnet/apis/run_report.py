@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from mmdscnet.evaluation import CAMIoUMetric, LabelScores, score_labels
 from mmdscnet.evaluation.threshold_sweep import per_class_scores, sum_confusions, sweep_thresholds
 from mmdscnet.models.decode_heads import CAMHead, DSCHead
+from mmdscnet.models.segmentors import SEAM
 from mmdscnet.models.segmentors.cam_tta_model import refines_cams
 from mmdscnet.pseudo_labels import CAMs, PseudoLabeler
 from mmdscnet.visualization import CAMGridRow, GalleryItem
@@ -320,6 +321,9 @@ def group_image(
     image_labels = head.stack_image_labels([sample.metainfo for sample in data['data_samples']])
     if image_labels is None:
         image_labels = head.predict_labels(cam_logits)
-    groups = head.group(feats, head.embed(feat), cam_logits, image_labels).group_ids
+    seeds = cam_logits
+    if head.reads_classes and isinstance(model, SEAM):
+        seeds = model.revise(data['inputs'], feats, cam_logits)
+    groups = head.group(feats, head.embed(feat), seeds, image_labels).group_ids
     resized = F.interpolate(groups[:, None].float(), size, mode='nearest-exact')
     return resized[0, 0].cpu().numpy().astype(np.uint8)

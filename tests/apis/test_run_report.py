@@ -13,6 +13,7 @@ from mmdscnet.apis import judge
 from mmdscnet.apis.run_report import (
     build_judged_split,
     count_images,
+    group_image,
     predict,
     require_cam_model,
     score_run,
@@ -214,6 +215,27 @@ def test_seam_shows_cams_before_and_after_the_pixel_correlation(make_config, hea
     row = show(cfg, model, judge_config(cfg, model)[1])[1].row
     assert np.abs(row.cams - row.refined_cams).max() > 0.01
     assert (row.groups is None) == (head is None)
+
+
+def test_groups_of_seam_that_reads_classes_are_those_it_reads(make_config):
+    head = dict(DSC_HEAD, reading='classes', group_index=(2, 3))
+    cfg = make_config(head, **SEAM)
+    model = build_model(cfg)
+    batch = pseudo_collate([build_judged_split(cfg, 'test', 'given')[1]])
+    grouped = []
+    group = model.decode_head.group
+    model.decode_head.group = lambda *args: grouped.append(group(*args)) or grouped[-1]
+    predict(model, batch)
+    size = grouped[0].group_ids.shape[1:]
+    shown = group_image(model, batch, size)
+    np.testing.assert_array_equal(shown, grouped[0].group_ids[0].numpy())
+    # The plain CAMs seed other ones.
+    del model.decode_head.group
+    with torch.no_grad():
+        feats = model.extract_feat(model.data_preprocessor(batch)['inputs'])
+        plain = model.decode_head.classifier(feats[3])
+        plain_ids = group(feats, feats[3], plain, torch.ones(1, 2)).group_ids[0]
+    assert (plain_ids.numpy() != shown).any()
 
 
 def test_labels_are_predicted_on_demand(make_config):

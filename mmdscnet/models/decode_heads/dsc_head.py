@@ -353,16 +353,14 @@ class DSCHead(CAMHead):
         if self.pgcl is not None:
             contrast = self.pgcl(batch.groups, batch.valid, *memory)
             contrasts[self.pgcl.loss_name] = self.contrast_scale * contrast
-        images = len(batch.groups)
-        everything = torch.ones(images, images + 1, dtype=torch.bool, device=feat.device)
         if self.has_graph:
-            nodes = self.make_nodes(batch, everything)
+            nodes = self.make_nodes(batch, see_all(batch))
         if self.sgcl is not None:
             contrast = self.sgcl(nodes, batch.valid, batch.keys, batch.key_valid, *memory)
             contrasts[self.sgcl.loss_name] = self.contrast_scale * contrast
         if self.has_refined_classifier:
             readable = self.make_readable(
-                own, own_images(nodes), batch, nodes, own_images(everything)
+                own, own_images(nodes), batch, nodes, own_images(see_all(batch))
             )
             refined_logits = self.refine(feat, embeddings, readable)
         self.update_memory(batch)
@@ -623,6 +621,12 @@ def check_choices(**options: str) -> None:
     for name, value in options.items():
         if value not in CHOICES[name]:
             raise ValueError(f'{name}={value!r} is none of {CHOICES[name]}: choose one')
+
+
+def see_all(images: ImageContext) -> Tensor:
+    """Let every image attend to all images and the memory, bool, shape (N, N + 1)."""
+    count = len(images.groups)
+    return torch.ones(count, count + 1, dtype=torch.bool, device=images.groups.device)
 
 
 def gather_context(own: ImageContext) -> ImageContext:

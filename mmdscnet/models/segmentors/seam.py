@@ -1,5 +1,6 @@
 """SEAM: a CAM network that looks at two views of every image."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -201,10 +202,24 @@ class SEAM(EncoderDecoder):
             test_cfg = dict(test_cfg or {}, refine=False)
         evidence, image_labels = head.predict_evidence(feats, batch_img_metas, test_cfg)
         if refine:
-            evidence = self.pcm(inputs, feats, evidence)[:, 1:]
+            evidence = self.revise(inputs, feats, evidence)
         if refine and head.reads_classes:
             evidence = head.read_classes(feats, evidence, image_labels)
         return evidence, image_labels
+
+    def revise(self, inputs: Tensor, feats: Sequence[Tensor], evidence: Tensor) -> Tensor:
+        """Give the CAMs after the pixel correlation.
+
+        Args:
+            inputs: Normalised images, shape (N, 3, H, W).
+            feats: Outputs of the backbone, each of shape (N, D, h, w).
+            evidence: Class evidence, unbounded, shape (N, K, h, w).
+
+        Returns:
+            CAMs in [0, 1], shape (N, K, h, w).
+        """
+        revised: Tensor = self.pcm(inputs, feats, evidence)
+        return revised[:, 1:]
 
 
 def shrink(inputs: Tensor, scale: float) -> Tensor:
