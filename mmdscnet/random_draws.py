@@ -25,11 +25,27 @@ def seed_draws(*key: int) -> None:
         >>> first == (random.random(), np.random.rand(), torch.rand(()).item())
         True
     """
+    torch.manual_seed(seed_cpu_draws(*key))
+
+
+def seed_cpu_draws(*key: int) -> int:
+    """Do the same on the CPU alone, where images are read.
+
+    ``torch.manual_seed`` goes round all kinds of devices, which takes a hundred times as long.
+
+    Args:
+        key: As for :func:`seed_draws`.
+
+    Returns:
+        The seed of torch.
+    """
     # With its length, because a SeedSequence does not see zeros at the end.
     words = np.random.SeedSequence((len(key), *key)).generate_state(4)
     random.seed(int(words[0]))
     np.random.seed(words[1])
-    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
+    seed = int(words[2]) << 32 | int(words[3])
+    torch.default_generator.manual_seed(seed)
+    return seed
 
 
 @contextmanager

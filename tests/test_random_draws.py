@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdscnet.random_draws import kept_random_state, seed_draws
+from mmdscnet.random_draws import kept_random_state, seed_cpu_draws, seed_draws
 
 
 def draw():
@@ -36,6 +36,14 @@ def test_same_key_gives_the_same_draws():
     draw()
     seed_draws(3, 1, 4)
     assert draw() == first
+
+
+def test_images_draw_what_steps_of_the_key_would():
+    seed_draws(3, 1, 4)
+    expected = draw()
+    seed = seed_cpu_draws(3, 1, 4)
+    assert draw() == expected
+    assert torch.initial_seed() == seed
 
 
 def test_draws_of_neighbouring_keys_are_independent():

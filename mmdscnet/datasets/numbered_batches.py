@@ -17,7 +17,7 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
-from mmdscnet.random_draws import kept_random_state, seed_draws
+from mmdscnet.random_draws import kept_random_state, seed_cpu_draws
 
 # Kinds of draws of a run, of which seed_draws makes its keys.
 IMAGE_DRAWS, STEP_DRAWS, EPOCH_DRAWS = range(3)
@@ -106,7 +106,7 @@ class NumberedItems:
             return [self._make(*numbered) for numbered in batch]
 
     def _make(self, image: int, key: tuple[int, ...]) -> Any:
-        seed_draws(*key)
+        seed_cpu_draws(*key)
         return self.dataset[image]
 
 
