@@ -122,21 +122,45 @@ def batch(size, epochs):
 
 
 class_pairs = {'train_dataloader.sampler': dict(_delete_=True, type='GroupSampler', group_size=2)}
-stride_16 = {
-    'train_dataloader.dataset.pipeline': [
-        dict(
-            type='LoadStoredFeatures',
-            folder='work_dirs/features/mobilenet_v2_short288',
-            keep=True,
-        ),
-        dict(type='CropFeatures', size=18, step=1),
-        dict(type='RandomFlip', prob=0.5),
-        dict(type='PackWSSSInputs'),
-    ],
-}
 random_batches = {
     'train_dataloader.sampler': dict(_delete_=True, type='DefaultSampler', shuffle=True)
 }
+# Eight images a batch, each in two crops and perhaps flipped, which are positives of each other.
+two_views = {
+    'train_dataloader.sampler': dict(
+        _delete_=True, type='mmpretrain.RepeatAugSampler', num_repeats=2
+    )
+}
+
+
+def load_features(name, keep=False):
+    """Load the stored features of a network."""
+    return dict(type='LoadStoredFeatures', folder=f'work_dirs/features/{name}', keep=keep)
+
+
+def stride(network, step):
+    """Store features of another name, and see cells of 16 pixels in a step."""
+    judged = [
+        load_features(f'{network}_scale1.5'),
+        dict(type='LoadCheckedMask'),
+        dict(type='PackWSSSInputs'),
+    ]
+    return {
+        'train_dataloader.dataset.pipeline': [
+            load_features(f'{network}_short288', keep=True),
+            dict(type='CropFeatures', size=18, step=step),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackWSSSInputs'),
+        ],
+        'val_dataloader.dataset.pipeline': judged,
+        'test_dataloader.dataset.pipeline': judged,
+    }
+
+
+stride_16 = stride('mobilenet_v2', step=1)
+# Features of the network at output stride 8: stored as the others, with
+#   --cfg-options model.backbone.strides=1,2,2,1,1,1,1 model.backbone.dilations=1,1,1,2,2,4,4
+stride_8 = stride('mobilenet_v2_stride8', step=2)
 
 parts = dict(
     frozen=dict(
@@ -234,10 +258,10 @@ parts = dict(
             'two_graph_rounds': m4({head + 'graph_rounds': 2}),
             'graph_convolution': m4({head + 'graph_attention': False}),
             'random_batches': m4(random_batches),
+            'two_views_of_an_image': m4(two_views),
             'batch_4': m4(batch(4, 5)),
             'batch_8': m4(batch(8, 10)),
             'batch_32': m4(batch(32, 40)),
-            'stride_16': m4(stride_16),
             'pixel_term_of_0.3': m4({head + 'pseudo_label.loss_weight': 0.3}),
             'no_pixel_term': m4(no_pixel_term),
             # The dual stream by class nodes and a second classifier.
@@ -253,6 +277,20 @@ parts = dict(
                 }
             ),
             'nodes+pixel,refined_labels_itself': by_nodes(own_pixel_term),
+        },
+    ),
+    strides=dict(
+        title='Cells of 16 pixels in a step, and a network at output stride 8, MobileNetV2, stored',
+        base=dsc_frozen,
+        judge='train',
+        seeds=seeds,
+        arms={
+            'M0': dict(base=frozen),
+            'M0,16': dict(base=frozen, **stride_16),
+            'M0,8': dict(base=frozen, **stride_8),
+            'M4': m4({}),
+            'M4,16': m4(stride_16),
+            'M4,8': m4(stride_8),
         },
     ),
     weights=dict(
