@@ -32,15 +32,18 @@ else
 crf: environment
 endif
 
+# Tests take one thread each; a file of them stays in one process, which makes what it shares once.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 # pytest comes last, so that its summary ends the output; every check runs, whatever fails.
 test: environment crf
 	@failed=''; \
 	$(MAKE) --no-print-directory --keep-going lint VENV='$(VENV)' || failed="$$failed lint"; \
-	$(BIN)/python -m pytest || failed="$$failed pytest"; \
+	$(PYTEST) || failed="$$failed pytest"; \
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
 test-fast: environment
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 test-onedl:
 	@$(MAKE) --no-print-directory test-fast STACK=onedl

@@ -167,6 +167,8 @@ def _describe_part(part: Part, outcomes: Outcomes, figures: Mapping[str, list[st
         f'Base `{part.base}`, seeds {", ".join(map(str, part.seeds))}'
         + (f'; {options} for all arms.' if options else '.'),
     ]
+    if not any(outcomes[run.name] for run in part.runs):
+        return '\n\n'.join([*lines, 'No run yet.'])
     for measure in MEASURES[part.judge]:
         lines.append(f'### {measure.title}')
         lines.append(_draw_table(part, measure, outcomes))

@@ -98,7 +98,11 @@ def test_half_done_study_can_be_read(tmp_path, fill):
 
 def test_empty_study_can_be_read(tmp_path):
     write_study([make_part()], tmp_path, '')
-    assert '0 of 4 different runs are done' in (tmp_path / 'tables.md').read_text()
+    text = (tmp_path / 'tables.md').read_text()
+    assert '0 of 4 different runs are done' in text
+    assert '## p: A title' in text
+    assert 'No run yet.' in text
+    assert '| M0 |' not in text
 
 
 def test_seeds_are_paired_and_not_places():
