@@ -142,7 +142,8 @@ def test_only_runs_the_named_parts_and_tells_of_all(call, write_study, ran, tmp_
     call(write_study(a=dict(arms=arms(1)), b=dict(arms=arms(2))), '--only', 'b')
     assert len(ran) == 2
     text = (tmp_path / 'w' / 'tables.md').read_text()
-    assert '| lr1 |  |  | 0/2 |' in text
+    assert '## a: ' in text
+    assert 'No run yet.' in text
     assert '| lr2 | 40.00 ± 0.00 |  | 2/2 |' in text
 
 
