@@ -4,7 +4,6 @@
 # The exported CAM is the refined one after the pixel correlation, as in voc_animals_seam.py.
 # model.test_cfg.refine=False gives that of the plain classifier.
 _base_ = ['../seam/voc.py', '../_base_/models/dsc_head.py']
-# Its groups are seeded by the CAMs of SEAM, as in voc_animals_seam.py.
-model = dict(decode_head=dict(_base_.dsc_head, bg_thr=0.75))
+model = dict(decode_head=_base_.dsc_head)
 train_dataloader = dict(sampler=dict(_delete_=True, type='GroupSampler', group_size=2))
 custom_hooks = [dict(type='ContrastWarmupHook', share=0.15)]

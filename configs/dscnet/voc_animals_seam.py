@@ -2,7 +2,6 @@
 # The exported CAM is the refined one after the pixel correlation: it is what SEAM exports, made of
 # what DSCNet refined. model.test_cfg.refine=False gives that of the plain classifier.
 _base_ = ['../seam/voc_animals.py', '../_base_/models/dsc_head.py']
-# Its groups are seeded by the CAMs of SEAM: best cut at about 0.75 on train.
-model = dict(decode_head=dict(_base_.dsc_head, bg_thr=0.75))
+model = dict(decode_head=_base_.dsc_head)
 train_dataloader = dict(sampler=dict(_delete_=True, type='GroupSampler', group_size=2))
 custom_hooks = [dict(type='ContrastWarmupHook', share=0.15)]

@@ -1,3 +1,4 @@
 # M2: the graph contrast alone.
 _base_ = './voc_animals_seam.py'
-model = dict(decode_head=dict(pgcl=None, dual_stream=False))
+# The threshold that suits the plain CAMs of M3 on train.
+model = dict(decode_head=dict(pgcl=None, dual_stream=False, bg_thr=0.12))

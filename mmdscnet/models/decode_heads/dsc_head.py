@@ -313,8 +313,8 @@ class DSCHead(CAMHead):
             image_labels: Image-level labels in {0, 1}, shape (N, K).
 
         Returns:
-            The evidence, refined where there is a dual stream, and ``loss_pgcl`` and ``loss_sgcl``
-            where configured.
+            The evidence, refined where there is a refined classifier, and the contrasts that are
+            configured.
         """
         feat = self.dropout(feats[self.in_index])
         cam_logits = self.classifier(feat)
