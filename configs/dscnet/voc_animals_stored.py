@@ -1,7 +1,6 @@
-# M4 on voc_animals, whose refined CAMs also learn from pseudo labels of their own: every second
-# epoch the training images are labelled anew, and the next epochs learn from these. Not run yet.
+# M4 on voc_animals, whose pixel-wise term learns from stored labels: every second epoch the training
+# images are labelled anew by the refined CAMs, and the next epochs learn from these. Not run yet.
 _base_ = 'voc_animals.py'
-model = dict(decode_head=dict(pseudo_label=dict(type='PseudoLabelLoss', loss_weight=0.1)))
 train_pipeline = [
     dict(type='LoadCheckedImage'),
     dict(type='LoadStoredLabels'),
