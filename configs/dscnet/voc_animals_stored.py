@@ -1,5 +1,6 @@
-# M4 on voc_animals, whose pixel-wise term learns from stored labels: every second epoch the training
-# images are labelled anew by the refined CAMs, and the next epochs learn from these. Not run yet.
+# M4 on voc_animals, whose pixel-wise term learns from stored labels: every second epoch the
+# training images are labelled anew by the refined CAMs, and the next epochs learn from these. Not
+# run yet.
 _base_ = 'voc_animals.py'
 train_pipeline = [
     dict(type='LoadCheckedImage'),
